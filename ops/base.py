@@ -1,0 +1,176 @@
+"""The frame every operation fits: plan, apply, check, expects.
+
+An operation is a frozen dataclass whose fields are at once the CLI options, the recipe keys and the audit record.
+It reads anything and writes nothing: it yields changes, and one conductor (policies/lifecycle.py) makes history
+of them. This module imports no torch, so that `mlc log` and `--help` may know every operation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
+
+from ..registry.errors import BadParameter
+from ..registry.records import InputRecord, Json
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..registry.view import ModelView
+
+
+def option(default: Any = dataclasses.MISSING, *, help: str, flag: str | None = None, **more: Any) -> Any:
+    """A dataclass field that is also a CLI option and a recipe key. `flag` renames it on the command line."""
+    return dataclasses.field(default=default, metadata={"help": help, "flag": flag, **more})
+
+
+# --- what an operation yields ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SetTensor:
+    """`name` now holds `data`. `base` names the parent's tensor it is best stored against (default: same name)."""
+
+    name: str
+    data: torch.Tensor
+    base: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CopyTensor:
+    """`name` now holds exactly what the parent holds under `source`; no bytes are read."""
+
+    name: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class DropTensor:
+    """`name` is no longer part of the model."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class SetFile:
+    """The opaque file `path` now holds `data` (a config, say). `data=None` removes it."""
+
+    path: str
+    data: bytes | None
+
+
+Change = SetTensor | CopyTensor | DropTensor | SetFile
+
+
+# --- what an operation says before and after -------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What will be touched and what it will cost; made without reading a tensor."""
+
+    summary: str  # one sentence
+    touches: tuple[str, ...]  # tensor names of the result that may differ from the parent; fnmatch patterns allowed
+    bytes_touched: int = 0
+    trainable: int = 0  # elements, when something is trained
+    steps: int = 0
+    seconds: float | None = None  # estimate, None when unknown
+    memory: int | None = None  # bytes, peak estimate
+    details: dict[str, Json] = field(default_factory=dict)  # shown by --dry-run
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """The operation's own test of its result. `passed=False` means exit 10 and nothing is committed."""
+
+    passed: bool
+    values: dict[str, Json] = field(default_factory=dict)  # recorded in the commit as `check`
+    reason: str = ""  # one sentence when it failed
+    hint: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Expectations:
+    """What may get worse by the nature of the operation; rules may read it."""
+
+    may_forget: bool = False
+    lossless: bool = False  # outputs must be bit-equal to the parent's
+    notes: tuple[str, ...] = ()
+
+
+class Run(Protocol):
+    """What the conductor hands to an operation while it runs."""
+
+    id: str
+    seed: int
+    threads: int
+    scratch: Path  # private directory of this run, kept for resuming
+
+    def progress(self, phase: str, done: int, total: int, **values: float) -> None:
+        """Report live progress; `values` (loss, lr, tokens_per_second, ...) are shown beside the bar."""
+
+    def note(self, text: str) -> None:
+        """Record a warning that the user sees and the commit result lists."""
+
+    def record(self, key: str, value: Json) -> None:
+        """Keep a fact in the commit's `check` (loss curve, equality evidence, ...)."""
+
+    def input(self, record: InputRecord) -> None:
+        """Declare one thing that was read; it goes into the commit with its digest."""
+
+    def artifact(self, kind: str, key: str, compute: Callable[[], bytes]) -> bytes:
+        """The stored artifact of this kind and key, computed and kept when absent (kept also when refused)."""
+
+    def save_state(self, step: int, tensors: dict[str, torch.Tensor], meta: dict[str, Json]) -> None:
+        """Store a resumable state atomically (safetensors, never pickle); replaces the one before."""
+
+    def load_state(self) -> tuple[int, dict[str, torch.Tensor], dict[str, Json]] | None:
+        """The last saved state of this run, or None for a fresh start."""
+
+
+# --- the contract ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """Base of all operations. Subclasses are frozen dataclasses with `name` and `version` set on the class."""
+
+    name: ClassVar[str] = ""
+    version: ClassVar[int] = 1
+    needs_forward: ClassVar[bool] = False  # True: a transformers model must be buildable from the parent
+    produces: ClassVar[Literal["model", "adapter"]] = "model"
+
+    def params(self) -> dict[str, Json]:
+        """Every field, JSON-ready: what the commit records and a replay reads back."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+
+    @classmethod
+    def from_params(cls, params: dict[str, Json]) -> Self:
+        """The inverse of `params`; raises BadParameter naming an unknown key."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        if unknown := sorted(set(params) - known):
+            raise BadParameter(f"{cls.name} has no parameter {unknown[0]!r}", hint=f"known: {', '.join(sorted(known))}")
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in params.items()})
+
+    def output_kind(self) -> Literal["model", "adapter"]:
+        """Whether the result is a whole model or an adapter on the parent; may depend on parameters."""
+        return self.produces
+
+    def plan(self, view: ModelView) -> Plan:
+        """What will be touched and what it costs. Reads names, shapes, config and data sizes, never a tensor."""
+        raise NotImplementedError
+
+    def apply(self, view: ModelView, run: Run) -> Iterator[Change]:
+        """Yield changes one tensor at a time; never mutates `view`."""
+        raise NotImplementedError
+
+    def check(self, before: ModelView, after: ModelView, run: Run) -> Check:
+        """Did it do its job? Default: nothing to say."""
+        return Check(True)
+
+    def expects(self) -> Expectations:
+        """What may get worse."""
+        return Expectations()
