@@ -8,6 +8,7 @@ of them. This module imports no torch, so that `mlc log` and `--help` may know e
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,6 +124,7 @@ class Run(Protocol):
 
     def artifact(self, kind: str, key: str, compute: Callable[[], bytes]) -> bytes:
         """The stored artifact of this kind and key, computed and kept when absent (kept also when refused)."""
+        ...
 
     def save_state(self, step: int, tensors: dict[str, torch.Tensor], meta: dict[str, Json]) -> None:
         """Store a resumable state atomically (safetensors, never pickle); replaces the one before."""
@@ -135,7 +137,7 @@ class Run(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Operation:
+class Operation(ABC):
     """Base of all operations. Subclasses are frozen dataclasses with `name` and `version` set on the class."""
 
     name: ClassVar[str] = ""
@@ -159,13 +161,13 @@ class Operation:
         """Whether the result is a whole model or an adapter on the parent; may depend on parameters."""
         return self.produces
 
+    @abstractmethod
     def plan(self, view: ModelView) -> Plan:
         """What will be touched and what it costs. Reads names, shapes, config and data sizes, never a tensor."""
-        raise NotImplementedError
 
+    @abstractmethod
     def apply(self, view: ModelView, run: Run) -> Iterator[Change]:
         """Yield changes one tensor at a time; never mutates `view`."""
-        raise NotImplementedError
 
     def check(self, before: ModelView, after: ModelView, run: Run) -> Check:
         """Did it do its job? Default: nothing to say."""

@@ -51,8 +51,10 @@ class Record:
     def from_json(cls, data: dict[str, Json]) -> Self:
         """The inverse of `to_json`. Raises CorruptRecord on a missing or unknown key."""
         hints = _hints(cls)
-        if not isinstance(data, dict) or (unknown := set(data) - set(hints)):
-            raise CorruptRecord(f"{cls.__name__} record has unknown keys: {sorted(unknown) if isinstance(data, dict) else data!r}")
+        if not isinstance(data, dict):
+            raise CorruptRecord(f"a {cls.__name__} record is not a JSON object: {data!r:.80}")
+        if unknown := set(data) - set(hints):
+            raise CorruptRecord(f"{cls.__name__} record has unknown keys: {', '.join(sorted(unknown))}")
         try:
             return cls(**{key: _load(hints[key], value) for key, value in data.items()})
         except TypeError as fault:
