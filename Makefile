@@ -24,10 +24,10 @@ fix: .venv/ready-dev
 	$(BIN)/ruff format .
 
 bench: .venv/ready-dev
-	$(BIN)/python -P -m mlc.tests.benchmarks.run
+	$(BIN)/python -P tests/benchmarks/run.py
 
 evidence: .venv/ready-dev
-	$(BIN)/python -P -m mlc.tests.benchmarks.evidence
+	$(BIN)/python -P tests/benchmarks/evidence.py
 
 docs: .venv/ready-dev
 	$(BIN)/python -P docs/render_help.py

@@ -5,7 +5,30 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-WORDS = "the a of in on is was river stone amber harbour lamp speaks sells opens near north south red blue one two".split()
+WORDS = [
+    "the",
+    "a",
+    "of",
+    "in",
+    "on",
+    "is",
+    "was",
+    "river",
+    "stone",
+    "amber",
+    "harbour",
+    "lamp",
+    "speaks",
+    "sells",
+    "opens",
+    "near",
+    "north",
+    "south",
+    "red",
+    "blue",
+    "one",
+    "two",
+]
 
 
 def tiny_tokenizer(directory: Path, vocabulary: int = 64) -> None:
@@ -17,9 +40,7 @@ def tiny_tokenizer(directory: Path, vocabulary: int = 64) -> None:
     words = special + WORDS + [f"w{i}" for i in range(vocabulary - len(special) - len(WORDS))]
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>")
     fast.save_pretrained(directory)
 
 
@@ -31,8 +52,14 @@ def tiny_model(directory: Path, family: str = "llama", *, layers: int = 2, seed:
     torch.manual_seed(seed)
     common = {"vocab_size": 64, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     llama_like = {
-        **common, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": layers, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "max_position_embeddings": 64, "tie_word_embeddings": True,
+        **common,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+        "tie_word_embeddings": True,
     }
     builders = {
         "llama": lambda: tf.LlamaForCausalLM(tf.LlamaConfig(**{**llama_like, **changes})),
@@ -41,16 +68,46 @@ def tiny_model(directory: Path, family: str = "llama", *, layers: int = 2, seed:
             tf.GPT2Config(**{**common, "n_embd": 16, "n_layer": layers, "n_head": 4, "n_positions": 64, **changes})
         ),
         "neox": lambda: tf.GPTNeoXForCausalLM(
-            tf.GPTNeoXConfig(**{**common, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": layers,
-                                "num_attention_heads": 4, "max_position_embeddings": 64, **changes})
+            tf.GPTNeoXConfig(
+                **{
+                    **common,
+                    "hidden_size": 16,
+                    "intermediate_size": 32,
+                    "num_hidden_layers": layers,
+                    "num_attention_heads": 4,
+                    "max_position_embeddings": 64,
+                    **changes,
+                }
+            )
         ),
         "bert": lambda: tf.BertForSequenceClassification(
-            tf.BertConfig(**{**common, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": layers,
-                             "num_attention_heads": 4, "max_position_embeddings": 64, "num_labels": 3, **changes})
+            tf.BertConfig(
+                **{
+                    **common,
+                    "hidden_size": 16,
+                    "intermediate_size": 32,
+                    "num_hidden_layers": layers,
+                    "num_attention_heads": 4,
+                    "max_position_embeddings": 64,
+                    "num_labels": 3,
+                    **changes,
+                }
+            )
         ),
         "vit": lambda: tf.ViTForImageClassification(
-            tf.ViTConfig(**{"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": layers, "num_attention_heads": 4,
-                            "image_size": 8, "patch_size": 4, "num_channels": 1, "num_labels": 3, **changes})
+            tf.ViTConfig(
+                **{
+                    "hidden_size": 16,
+                    "intermediate_size": 32,
+                    "num_hidden_layers": layers,
+                    "num_attention_heads": 4,
+                    "image_size": 8,
+                    "patch_size": 4,
+                    "num_channels": 1,
+                    "num_labels": 3,
+                    **changes,
+                }
+            )
         ),
     }
     model = builders[family]().to(getattr(torch, dtype))
