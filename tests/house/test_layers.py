@@ -19,7 +19,7 @@ def imported_floors(path: Path) -> set[str]:
     """The floors of ours that a module imports, at any depth of its code."""
     package = ("mlc", *path.relative_to(ROOT).with_suffix("").parts)
     if path.name == "__init__.py":
-        package = package[:-1] + ("__init__",)
+        package = (*package[:-1], "__init__")
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
