@@ -1,0 +1,40 @@
+"""Bytes seen as torch vectors without a copy and without a warning; the only place that looks behind a buffer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from .dtypes import item_size, torch_name
+
+Buffer = bytes | bytearray | memoryview | np.ndarray
+
+
+class _Alias:
+    """Presents a read-only array to numpy as writable: torch warns about read-only memory, and we never write to it."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array  # keeps the memory alive
+        self.__array_interface__: dict[str, Any] = {**array.__array_interface__, "data": (array.ctypes.data, False)}
+
+
+def as_bytes(data: Buffer) -> np.ndarray:
+    """uint8 [bytes]: the same memory, flat."""
+    return data if isinstance(data, np.ndarray) else np.frombuffer(data, dtype=np.uint8)
+
+
+def borrow(data: Buffer, word: str) -> torch.Tensor:
+    """`[n]` of the element type `word` over the same memory. Callers must not write into it; misaligned memory is copied."""
+    array = as_bytes(data)
+    if array.ctypes.data % item_size(word):
+        array = array.copy()
+    if not array.flags.writeable:
+        array = np.asarray(_Alias(array))
+    return torch.from_numpy(array).view(getattr(torch, torch_name(word)))
+
+
+def lend(tensor: torch.Tensor) -> np.ndarray:
+    """uint8 [bytes] over a contiguous tensor's memory."""
+    return tensor.view(-1).view(torch.uint8).numpy()

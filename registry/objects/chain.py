@@ -1,0 +1,66 @@
+"""From an object's record to its bytes, through the objects it is a delta of. Codecs are imported when a tensor is decoded."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from ..delta.dtypes import CODECS
+from ..errors import CorruptRecord
+from ..ids import Digest
+from .layout import MAX_DEPTH_READ, ObjectInfo
+
+
+class Reader(Protocol):
+    """What a chain is read from: the store, or a pack that is being written on top of it."""
+
+    def info(self, digest: Digest) -> ObjectInfo: ...
+
+    def stored(self, info: ObjectInfo) -> memoryview: ...
+
+
+def blob_bytes(info: ObjectInfo, payload: memoryview) -> bytes:
+    """The bytes of a blob, not yet verified."""
+    if info.codec == "raw" and info.stored_size == info.raw_size:
+        return bytes(payload)
+    if info.codec != "zstd":
+        raise CorruptRecord(f"object {info.digest} has a record that contradicts itself", hint="mlc fsck")
+    from ..delta.frames import unzstd
+
+    try:
+        return unzstd(payload, info.raw_size)
+    except CorruptRecord as fault:
+        raise _named(info, fault) from fault
+
+
+def tensor_range(reader: Reader, info: ObjectInfo, start: int, stop: int, depth: int = 0) -> memoryview:
+    """Raw bytes [start, stop) of a tensor, not yet verified. Raises CorruptRecord naming the object that cannot be decoded."""
+    if info.kind != "tensor":
+        raise CorruptRecord(f"object {info.digest} is a blob, not a tensor")
+    if depth > MAX_DEPTH_READ:
+        raise CorruptRecord(f"object {info.digest} hangs on a chain of more than {MAX_DEPTH_READ} deltas", hint="mlc fsck")
+    payload = reader.stored(info)
+    if info.codec == "raw" and not info.blocked:
+        if info.stored_size != info.raw_size:
+            raise CorruptRecord(f"object {info.digest} has a raw payload of a wrong length", hint="mlc fsck")
+        return payload[start:stop]
+    from ..delta.decode import decode_range
+
+    def read_base(low: int, high: int) -> memoryview:
+        if info.base is None:
+            raise CorruptRecord("a delta has no base")
+        base = reader.info(info.base)
+        if (base.dtype, base.shape) != (info.dtype, info.shape):
+            raise CorruptRecord("a delta has a base of another type or shape")
+        return tensor_range(reader, base, low, high, depth + 1)
+
+    try:
+        decoded = decode_range(payload, info.dtype, CODECS[info.codec], info.blocked, info.raw_size, start, stop, read_base)
+    except CorruptRecord as fault:
+        raise _named(info, fault) from fault
+    return memoryview(decoded)
+
+
+def _named(info: ObjectInfo, fault: CorruptRecord) -> CorruptRecord:
+    if "object" in fault.details:
+        return fault
+    return CorruptRecord(f"object {info.digest} cannot be decoded: {fault.message}", hint="mlc fsck --level 2", object=info.digest)

@@ -1,0 +1,185 @@
+"""The packs of a directory: which there are, mapped for reading, and found by digest without opening them all.
+
+A listing is taken once and again only when the directory changed (another process may add a pack at any time). Files are mapped when
+they are needed, and only so many stay mapped. A damaged index is replaced in memory by the table inside its pack.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from ..errors import CorruptRecord, MissingObject
+from ..ids import Digest
+from .layout import RECORD, ObjectInfo, find_record, parse_index, parse_record, parse_trailer
+from .midx import MultiIndex
+
+T = TypeVar("T")
+KEEP_OPEN = 96  # mapped packs and loaded indexes, each
+RACY_NS = 200_000_000  # a directory changed this recently may change again within one tick of its clock
+
+
+class PackSet:
+    """All packs below one directory. Safe among threads; every answer is checked against the record it came from."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._lock = threading.RLock()
+        self._stamp: int | None = None  # mtime of the listing, None when it must be taken again
+        self._names: frozenset[str] = frozenset()
+        self._bad: dict[str, frozenset[str]] = {}  # pack -> digests in quarantine
+        self._tables: OrderedDict[str, memoryview] = OrderedDict()
+        self._maps: OrderedDict[str, mmap.mmap] = OrderedDict()
+        self._midx: MultiIndex | None = None
+        self._uncovered: list[str] = []
+
+    # --- the listing -----------------------------------------------------------------------------------------
+
+    def names(self) -> list[str]:
+        """Ids of all packs, sorted; looks at the directory again when it changed."""
+        with self._lock:
+            self.refresh()
+            return sorted(self._names)
+
+    def uncovered(self) -> list[str]:
+        """Packs that the multi-pack index does not know."""
+        with self._lock:
+            self.refresh()
+            return list(self._uncovered)
+
+    def refresh(self) -> bool:
+        """Take the listing again if the directory may have changed; True when it did."""
+        with self._lock:
+            try:
+                stamp = os.stat(self.directory).st_mtime_ns
+            except FileNotFoundError:
+                stamp = 0
+            if stamp == self._stamp:
+                return False
+            self._list()
+            self._stamp = stamp if time.time_ns() - stamp > RACY_NS else None
+            return True
+
+    def _list(self) -> None:
+        files = os.listdir(self.directory) if self.directory.is_dir() else []
+        self._names = frozenset(name[5:-5] for name in files if name.startswith("pack-") and name.endswith(".pack"))
+        self._bad = {name[5:-4]: self._quarantined(name) for name in files if name.startswith("pack-") and name.endswith(".bad")}
+        self._midx = MultiIndex.load(self.directory / "midx") if "midx" in files else None
+        known = self._midx.packs if self._midx else frozenset()
+        self._uncovered = sorted(self._names - known)
+
+    def _quarantined(self, name: str) -> frozenset[str]:
+        return frozenset((self.directory / name).read_text(encoding="ascii").split())
+
+    # --- finding ---------------------------------------------------------------------------------------------
+
+    def find(self, digest: Digest) -> ObjectInfo | None:
+        """The record of an object, or None. Looks for new packs before it says None."""
+        with self._lock:
+            if self._stamp is None:
+                self.refresh()
+            found = self._find(digest)
+            if found is None and self.refresh():
+                found = self._find(digest)
+            return found
+
+    def _find(self, digest: Digest) -> ObjectInfo | None:
+        wanted = bytes.fromhex(digest)
+        if self._midx is not None:
+            for pack, position in self._midx.find(wanted):
+                if pack in self._names and (info := self._record(pack, position, wanted)):
+                    return info
+        for pack in self._uncovered:
+            table = self._table(pack)
+            position = find_record(table, wanted) if table is not None else None
+            if position is not None and (info := self._record(pack, position, wanted)):
+                return info
+        return None
+
+    def _record(self, pack: str, position: int, wanted: bytes) -> ObjectInfo | None:
+        table = self._table(pack)
+        record = table[position * RECORD.size : (position + 1) * RECORD.size] if table is not None else b""
+        if len(record) != RECORD.size or record[:32] != wanted or wanted.hex() in self._bad.get(pack, ()):
+            return None
+        return parse_record(record, pack)
+
+    def records(self, pack: str) -> Iterator[ObjectInfo]:
+        """Every object of one pack, sorted by digest. Raises CorruptRecord when neither index nor pack can say."""
+        with self._lock:
+            table = self._table(pack)
+        if table is None:
+            raise CorruptRecord(f"pack {pack} and its index are damaged", hint="mlc fsck")
+        for start in range(0, len(table), RECORD.size):
+            info = parse_record(table[start : start + RECORD.size], pack)
+            if info.digest not in self._bad.get(pack, ()):
+                yield info
+
+    # --- files -----------------------------------------------------------------------------------------------
+
+    def path(self, pack: str, suffix: str = "pack") -> Path:
+        """Where a pack (or its `idx`, `bad`) lies."""
+        return self.directory / f"pack-{pack}.{suffix}"
+
+    def _table(self, pack: str) -> memoryview | None:
+        """The sorted records of a pack, from its index or else from the pack itself; None when both are damaged."""
+        table = _touch(self._tables, pack)
+        if table is None:
+            try:
+                table = parse_index(self.path(pack, "idx").read_bytes(), pack)
+            except (CorruptRecord, FileNotFoundError):
+                try:
+                    table = memoryview(bytes(parse_trailer(memoryview(self.mapped(pack)), pack)))
+                except (CorruptRecord, MissingObject):
+                    return None
+            _keep(self._tables, pack, table)
+        return table
+
+    def mapped(self, pack: str) -> mmap.mmap:
+        """The whole pack, mapped. Raises MissingObject when it is gone, CorruptRecord when it is empty."""
+        with self._lock:
+            found = _touch(self._maps, pack)
+            if found is None:
+                try:
+                    with open(self.path(pack), "rb") as file:
+                        found = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                except FileNotFoundError as fault:
+                    self._stamp = None
+                    raise MissingObject(f"pack {pack} is gone", hint="mlc fsck") from fault
+                except ValueError as fault:
+                    raise CorruptRecord(f"pack {pack} is empty", hint="mlc fsck") from fault
+                _keep(self._maps, pack, found)
+            return found
+
+    def payload(self, info: ObjectInfo) -> memoryview:
+        """The stored bytes of an object, straight from the map. Raises CorruptRecord when the pack is too short for it."""
+        pack = self.mapped(info.pack)
+        end = info.offset + info.stored_size
+        if end > len(pack) or end > pack.size():  # the second asks the file: touching a page that was cut off would kill the process
+            raise CorruptRecord(f"object {info.digest} lies beyond the end of pack {info.pack}", hint="mlc fsck")
+        return memoryview(pack)[info.offset : end]
+
+    def forget(self, pack: str) -> None:
+        """Drop what is held of a pack and take the listing again."""
+        with self._lock:
+            self._maps.pop(pack, None)
+            self._tables.pop(pack, None)
+            self._stamp = None
+
+
+def _touch(cache: OrderedDict[str, T], key: str) -> T | None:
+    found = cache.get(key)
+    if found is not None:
+        cache.move_to_end(key)
+    return found
+
+
+def _keep(cache: OrderedDict[str, T], key: str, value: T) -> None:
+    cache[key] = value
+    while len(cache) > KEEP_OPEN:
+        cache.popitem(last=False)  # maps close when the last view of them is dropped

@@ -1,0 +1,123 @@
+"""The object store: bytes by digest, whatever pack and coding they lie in. What it returns was checked against its name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from blake3 import blake3
+
+from ..errors import CorruptRecord, HashMismatch, MissingObject
+from ..ids import Digest, blob_digest, is_digest, short, tensor_digest
+from . import chain
+from .layout import MAX_DEPTH_READ, ObjectInfo
+from .packs import PackSet
+
+if TYPE_CHECKING:
+    from .writer import PackWriter
+
+
+class ObjectStore:
+    """All objects below one directory. Cheap to make: nothing is opened before the first question. Safe among threads."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.pack_set = PackSet(directory)
+
+    # --- questions -------------------------------------------------------------------------------------------
+
+    def has(self, digest: Digest) -> bool:
+        """Whether the object is stored (and not in quarantine)."""
+        return is_digest(digest) and self.pack_set.find(digest) is not None
+
+    def info(self, digest: Digest) -> ObjectInfo:
+        """Where and how the object is stored. Raises MissingObject."""
+        found = self.pack_set.find(digest) if is_digest(digest) else None
+        if found is None:
+            raise MissingObject(f"object {digest} is not in the registry", hint="mlc fsck")
+        return found
+
+    def iter_infos(self) -> Iterator[ObjectInfo]:
+        """Every object of every pack; a digest stored twice comes twice."""
+        for pack in self.packs():
+            yield from self.pack_set.records(pack)
+
+    def packs(self) -> list[str]:
+        """Ids of all packs."""
+        return self.pack_set.names()
+
+    # --- bytes -----------------------------------------------------------------------------------------------
+
+    def payload(self, digest: Digest) -> memoryview:
+        """The stored (coded) bytes, mapped and not verified."""
+        return self.pack_set.payload(self.info(digest))
+
+    def stored(self, info: ObjectInfo) -> memoryview:
+        """The stored bytes that a record points to, mapped and not verified."""
+        return self.pack_set.payload(info)
+
+    def blob(self, digest: Digest) -> bytes:
+        """An opaque object. Raises MissingObject, HashMismatch or CorruptRecord."""
+        info = self.info(digest)
+        if info.kind != "blob":
+            raise CorruptRecord(f"object {digest} is a tensor, not a blob")
+        data = chain.blob_bytes(info, self.pack_set.payload(info))
+        if blob_digest(data) != digest:
+            raise HashMismatch(f"object {digest} does not hold the bytes of its name", hint="mlc fsck --level 2")
+        return data
+
+    def tensor_bytes(self, digest: Digest) -> memoryview:
+        """The little-endian row-major bytes of a tensor, decoded through its chain and verified; do not write into it.
+
+        Raises MissingObject, HashMismatch or CorruptRecord.
+        """
+        info = self.info(digest)
+        data = chain.tensor_range(self, info, 0, info.raw_size)
+        if tensor_digest(info.dtype, info.shape, [data]) != digest:
+            raise self._mismatch(info)
+        return data
+
+    def tensor_range(self, digest: Digest, start: int, stop: int) -> memoryview:
+        """A range of a tensor's bytes, *not verified* (a digest covers the whole): for readers that verify the whole themselves."""
+        return chain.tensor_range(self, self.info(digest), start, stop)
+
+    def _mismatch(self, info: ObjectInfo) -> HashMismatch:
+        """Name the object of the chain whose stored bytes are damaged."""
+        for link in self.chain(info.digest):
+            if not self.sound(link):
+                return HashMismatch(f"object {link.digest} is damaged in pack {short(link.pack)}", hint="mlc fsck --level 2", damaged=link.digest)
+        return HashMismatch(f"object {info.digest} does not decode to the bytes of its name", hint="mlc fsck --level 3", damaged=info.digest)
+
+    # --- integrity -------------------------------------------------------------------------------------------
+
+    def chain(self, digest: Digest) -> list[ObjectInfo]:
+        """The object, its base, its base's base, up to the keyframe. Raises CorruptRecord when it is too long."""
+        links = [self.info(digest)]
+        while (base := links[-1].base) is not None:
+            if len(links) > MAX_DEPTH_READ:
+                raise CorruptRecord(f"object {digest} hangs on a chain of more than {MAX_DEPTH_READ} deltas", hint="mlc fsck")
+            links.append(self.info(base))
+        return links
+
+    def sound(self, info: ObjectInfo) -> bool:
+        """Whether the stored bytes have the checksum they were written with; nothing is decoded."""
+        try:
+            return blake3(self.pack_set.payload(info)).hexdigest() == info.checksum
+        except (CorruptRecord, MissingObject):
+            return False
+
+    def pack_sound(self, pack: str) -> bool:
+        """Whether a whole pack file has the digest it is named by."""
+        try:
+            return blake3(memoryview(self.pack_set.mapped(pack))).hexdigest() == pack
+        except (CorruptRecord, MissingObject):
+            return False
+
+    # --- writing ---------------------------------------------------------------------------------------------
+
+    def new_pack(self, tmpdir: Path) -> PackWriter:
+        """A pack to be filled; it becomes visible when it is finished."""
+        from .writer import PackWriter
+
+        return PackWriter(self, tmpdir)
