@@ -1,0 +1,191 @@
+"""Examples of a suite: data file lines in, checked rows with stable ids out. Every complaint carries path and line."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ...registry.errors import BadInputFile
+from ...registry.ids import record_digest
+from ...registry.records import canonical
+
+if TYPE_CHECKING:
+    from .suite import Suite
+
+ID_DIGITS = 16  # hex digits of a digest id: a chance of 1e-9 for two of 100,000 to meet
+JSONL = (".jsonl", ".ndjson", ".json")
+
+_SLOT = re.compile(r"\{([^{}]+)\}")
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One row to score. `values` holds the kind's own fields under our names (prompt, answer, choices, ...)."""
+
+    id: str
+    slice: str | None
+    values: dict[str, Any]
+
+
+def parse_examples(suite: Suite) -> list[Example]:
+    """All examples of a suite in file order. Raises BadInputFile on the first row that cannot be used."""
+    reader = _Reader(suite)
+    if suite.kind == "perplexity" and suite.data.suffix.lower() not in JSONL:
+        examples = [Example(suite.data.name, None, {"text": reader.text})]
+    else:
+        examples = reader.rows()
+    if not examples or not reader.text.strip():
+        raise reader.bad("the data file is empty", None, "a suite needs at least one example")
+    return examples
+
+
+class _Reader:
+    """One pass over a data file; remembers ids, and the lines to complain about."""
+
+    def __init__(self, suite: Suite) -> None:
+        self.suite = suite
+        self.lines: dict[str, int] = {}  # explicit id -> its line
+        self.repeats: dict[str, int] = {}  # digest -> how often it came
+        try:
+            self.text = suite.payload.decode("utf-8-sig")
+        except UnicodeDecodeError as fault:
+            line = suite.payload.count(b"\n", 0, fault.start) + 1
+            raise self.bad(f"byte 0x{suite.payload[fault.start]:02x} is not UTF-8 text", line, "save the file as UTF-8") from fault
+
+    def bad(self, message: str, line: int | None, hint: str) -> BadInputFile:
+        place = str(self.suite.data) + (f", line {line}" if line else "")
+        where = {"path": str(self.suite.data)} | ({"line": line} if line else {})
+        return BadInputFile(f"{place}: {message}", hint=hint, **where)
+
+    def rows(self) -> list[Example]:
+        # Not splitlines(): a JSON string may hold U+2028, which is no line end of JSONL.
+        lines = enumerate(self.text.split("\n"), 1)
+        return [self.example(self.object(line, number), number) for number, line in lines if line.strip()]
+
+    def object(self, line: str, number: int) -> dict[str, Any]:
+        try:
+            row = json.loads(line, parse_constant=_no_constant)
+            if "\\ud" in line.lower():  # only an escape can bring in half a surrogate pair, which no file can hold
+                json.dumps(row, ensure_ascii=False).encode()
+        except (ValueError, RecursionError) as fault:
+            reason = fault.msg if isinstance(fault, json.JSONDecodeError) else str(fault)
+            raise self.bad(f"not valid JSON: {reason}", number, "each line is one JSON object") from fault
+        if not isinstance(row, dict):
+            raise self.bad("not a JSON object", number, "each line is one JSON object, such as " + '{"prompt": "...", "answer": "..."}')
+        return row
+
+    def example(self, row: dict[str, Any], number: int) -> Example:
+        values = self.values(row, number)
+        return Example(self.identity(row, values, number), self.slice(row, number), values)
+
+    # --- fields ------------------------------------------------------------------------------------------
+
+    def take(self, row: dict[str, Any], ours: str, number: int) -> Any:
+        theirs = self.suite.fields.get(ours, ours)
+        if theirs not in row:
+            hint = f'add it, or say which field holds it: fields = {{ {ours} = "..." }}'
+            raise self.bad(f"field {theirs!r} is missing", number, hint)
+        return row[theirs]
+
+    def words(self, row: dict[str, Any], ours: str, number: int) -> str:
+        value = self.take(row, ours, number)
+        if not isinstance(value, str) or not value.strip():
+            raise self.bad(f"{ours!r} must be a non-empty text", number, f"got {value!r:.60}")
+        return value
+
+    def composed(self, row: dict[str, Any], ours: str, number: int) -> str:
+        """The field itself, or the suite's template filled from the row's fields."""
+        if self.suite.template is None:
+            return self.words(row, ours, number)
+
+        def fill(slot: re.Match[str]) -> str:
+            if slot[1] not in row:
+                raise self.bad(f"the template's field {slot[1]!r} is missing", number, "add it, or change `template`")
+            return str(row[slot[1]])
+
+        return _SLOT.sub(fill, self.suite.template)
+
+    def values(self, row: dict[str, Any], number: int) -> dict[str, Any]:
+        kind = self.suite.kind
+        if kind == "cloze":
+            return {"prompt": self.composed(row, "prompt", number), "answer": self.words(row, "answer", number)}
+        if kind == "choice":
+            return self.choice(row, number)
+        if kind == "perplexity":
+            return {"text": self.composed(row, "text", number)}
+        if kind == "pairs":
+            return {name: self.words(row, name, number) for name in ("good", "bad")}
+        return self.labelled(row, number)
+
+    def choice(self, row: dict[str, Any], number: int) -> dict[str, Any]:
+        choices, index = self.take(row, "choices", number), self.take(row, "index", number)
+        if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) and c.strip() for c in choices):
+            raise self.bad("'choices' must be a list of two or more texts", number, f"got {choices!r:.60}")
+        if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(choices):
+            raise self.bad(f"'index' must be a whole number from 0 to {len(choices) - 1}", number, f"got {index!r:.60}")
+        return {"prompt": self.composed(row, "prompt", number), "choices": choices, "index": index}
+
+    def labelled(self, row: dict[str, Any], number: int) -> dict[str, Any]:
+        label = self.take(row, "label", number)
+        if isinstance(label, bool) or not isinstance(label, int | str):
+            raise self.bad("'label' must be a class number or a class name", number, f"got {label!r:.60}")
+        if self.suite.fields.get("image", "image") in row:
+            image = self.take(row, "image", number)
+            if not _is_image(image):
+                raise self.bad(
+                    "'image' must be numbers, flat or as nested rows of equal length", number, "for instance [[0, 0.5], [1, 0.25]]"
+                )
+            return {"image": image, "label": label}
+        return {"text": self.composed(row, "text", number), "label": label}
+
+    # --- identity ----------------------------------------------------------------------------------------
+
+    def slice(self, row: dict[str, Any], number: int) -> str | None:
+        if not self.suite.slices:
+            return None
+        for name in self.suite.slices:
+            if name not in row:
+                raise self.bad(f"the slice field {name!r} is missing", number, "add it, or change `slices`")
+        return "/".join(str(row[name]) for name in self.suite.slices)
+
+    def identity(self, row: dict[str, Any], values: dict[str, Any], number: int) -> str:
+        names = self.suite.fields.get("id", "id")
+        parts = names if isinstance(names, tuple) else (names,)
+        if "id" not in self.suite.fields and "id" not in row:
+            return self.unnamed(values)
+        for name in parts:
+            if not isinstance(row.get(name), str | int) or row[name] == "":
+                raise self.bad(f"the id field {name!r} must be a text or a number", number, f"got {row.get(name)!r:.60}")
+        identity = "-".join(str(row[name]) for name in parts)
+        if identity in self.lines:
+            raise self.bad(
+                f"the id {identity!r} is already used in line {self.lines[identity]}", number, "ids pair versions: make each unique"
+            )
+        self.lines[identity] = number
+        return identity
+
+    def unnamed(self, values: dict[str, Any]) -> str:
+        """The digest of what is scored; equal rows are told apart by a count, whose order cannot matter."""
+        digest = record_digest("mlc.example.v1", canonical(values))[:ID_DIGITS]
+        again = self.repeats[digest] = self.repeats.get(digest, 0) + 1
+        return digest if again == 1 else f"{digest}~{again}"
+
+
+def _is_image(value: Any) -> bool:
+    """A flat or regularly nested, non-empty list of finite numbers."""
+    if not isinstance(value, list) or not value:
+        return False
+    if all(isinstance(item, list) for item in value):
+        return len({_shape(item) for item in value}) == 1 and all(_is_image(item) for item in value)
+    return all(isinstance(item, int | float) and not isinstance(item, bool) and math.isfinite(item) for item in value)
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    return (len(value), *_shape(value[0])) if isinstance(value, list) and value else ()
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a JSON number")
