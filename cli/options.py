@@ -1,0 +1,62 @@
+"""Options that many verbs share, written once: the globals, what every change takes, and revs with completion."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+GLOBAL_PANEL = "Global options"
+COMMON_PANEL = "Every change takes"
+
+
+class Bundle:
+    """Base of option bundles: dataclasses whose field annotations are `Annotated[type, typer.Option(...)]`."""
+
+
+@dataclass
+class GlobalOptions(Bundle):
+    """What every verb understands, before it or after it."""
+
+    registry: Annotated[
+        Path | None,
+        typer.Option("--registry", "-R", metavar="DIR", help="The registry; else MLC_REGISTRY, else upwards.", rich_help_panel=GLOBAL_PANEL),
+    ] = None
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.", rich_help_panel=GLOBAL_PANEL)] = False
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No hints, no progress.", rich_help_panel=GLOBAL_PANEL)] = False
+    no_color: Annotated[bool, typer.Option("--no-color", help="No colours.", rich_help_panel=GLOBAL_PANEL)] = False
+
+
+@dataclass
+class Mutation(Bundle):
+    """What every verb that makes history understands."""
+
+    message: Annotated[str | None, typer.Option("--message", "-m", metavar="TEXT", help="Why; shown in the log.", rich_help_panel=COMMON_PANEL)] = None
+    author: Annotated[
+        str | None, typer.Option(metavar="WHO", help="Else MLC_AUTHOR, git's user, the login name.", rich_help_panel=COMMON_PANEL)
+    ] = None
+    seed: Annotated[int | None, typer.Option(metavar="N", help="Seed of everything random.", show_default="0", rich_help_panel=COMMON_PANEL)] = None
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; write nothing.", rich_help_panel=COMMON_PANEL)] = False
+    recipe: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="TOML or YAML with the verb's options; flags win.", rich_help_panel=COMMON_PANEL)
+    ] = None
+    branch: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Start this new branch instead of moving REF's.", rich_help_panel=COMMON_PANEL)
+    ] = None
+
+
+def complete_rev(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Ref names from the registry's text mirror: no catalog is opened."""
+    from .context import GLOBALS, complete_refs
+
+    given = ctx.meta.get(GLOBALS)
+    return complete_refs(given.registry if given else None, incomplete)
+
+
+REV_HELP = "Branch, tag, @alias, id prefix, HEAD, REV~n."
+Rev = Annotated[str | None, typer.Argument(metavar="[REV]", help=REV_HELP, show_default="HEAD", autocompletion=complete_rev)]
+NeededRev = Annotated[str, typer.Argument(metavar="REV", help=REV_HELP, autocompletion=complete_rev)]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+Author = Annotated[str | None, typer.Option(metavar="WHO", help="Else MLC_AUTHOR, git's user, the login name.")]

@@ -1,0 +1,28 @@
+"""One error, one sentence, one next step on stderr; the same facts as an object under --json."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from ...registry.errors import MlcError
+from ..context import stderr_paint
+
+
+def error_document(fault: MlcError) -> dict[str, Any]:
+    """The error object of CLI.md."""
+    return {"error": {"kind": fault.kind, "message": fault.message, "hint": fault.hint, "exit_code": fault.exit_code}}
+
+
+def report(fault: MlcError, *, as_json: bool, no_color: bool) -> int:
+    """Print the error and return its exit code."""
+    sys.stdout.flush()
+    if as_json:
+        sys.stderr.write(json.dumps(error_document(fault), ensure_ascii=False) + "\n")
+        return fault.exit_code
+    paint = stderr_paint(no_color)
+    sys.stderr.write(f"{paint.red(paint.bold('error:'))} {fault.message}\n")
+    if fault.hint:
+        sys.stderr.write(f"{paint.cyan(' hint:')} {fault.hint}\n")
+    return fault.exit_code
