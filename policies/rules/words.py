@@ -21,7 +21,8 @@ NOUNS = {
     "delta.changed_share": "the share of weights changed",
     "delta.tensors_changed": "the number of tensors changed",
 }
-SHARES = {"nfr", "pfr", "nfr_upper95", "nfr_lower95", "churn", "accuracy", "accuracy_norm", "acc_a", "acc_b", "changed_share", "backward_trust"}
+SHARES = {"accuracy", "accuracy_norm", "acc_a", "acc_b", "nfr", "pfr", "nfr_upper95", "nfr_lower95"}
+SHARES |= {"churn", "changed_share", "backward_trust", "inconsistent"}
 
 
 def percent(value: float) -> str:
@@ -56,10 +57,7 @@ def subject(rule: Rule, suite: str | None = None) -> str:
 
 def rule_sentence(rule: Rule) -> str:
     """What the rule demands, as one sentence."""
-    if rule.sql:
-        body = "its query must return no row"
-    else:
-        body = f"{subject(rule, _whose(rule))} {_demand(rule)}"
+    body = "its query must return no row" if rule.sql else f"{subject(rule, _whose(rule))} {_demand(rule)}"
     parts = [body]
     if rule.when:
         parts.append(f"when {rule.when}")
