@@ -1,0 +1,94 @@
+"""Where projection reads from: the objects and commits of a repository, as plain JSON, verified against their names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+from ..errors import CorruptRecord, HashMismatch, MissingObject
+from ..ids import Digest, record_digest
+from ..records import Json
+
+
+class JournalRecord(Protocol):
+    """What projection reads of a journal record."""
+
+    seq: int
+    prev: str
+    hash: str
+    txid: str
+    time: str
+    author: str
+    body: dict[str, Json]
+
+
+class PackedObject(Protocol):
+    """What projection reads of an object's index record."""
+
+    digest: str
+    kind: str
+    raw_size: int
+    stored_size: int
+    codec: str
+    base: str | None
+    depth: int
+
+
+class Source(Protocol):
+    """Where projection reads what a journal record names. Every method raises IntegrityError when bytes are missing or wrong."""
+
+    def commit(self, commit: str) -> dict[str, Json]: ...
+    def snapshot(self, snapshot: str) -> dict[str, Json]: ...
+    def deltas(self, digest: str) -> list[dict[str, Json]]: ...
+    def evaluation(self, digest: str) -> tuple[str, dict[str, Json]]: ...  # Evaluation.id and the record
+    def predictions(self, digest: str) -> bytes: ...
+    def pack(self, pack: str) -> Iterable[PackedObject]: ...
+
+
+class RepositorySource:
+    """Reads what journal records name. Raises MissingObject, HashMismatch or CorruptRecord."""
+
+    def __init__(self, repo: Any) -> None:
+        self._repo = repo
+
+    def commit(self, commit: str) -> dict[str, Json]:
+        """A commit's canonical JSON, from its own file."""
+        try:
+            data = (self._repo.path / "objects" / "commits" / f"{commit}.json").read_bytes()
+        except OSError as fault:
+            raise MissingObject(f"commit {commit} is not in the registry", hint="mlc fsck") from fault
+        if record_digest("mlc.commit.v1", data) != commit:
+            raise HashMismatch(f"commit {commit} does not hold the bytes of its name", hint="mlc fsck")
+        return parse(data, f"commit {commit}")
+
+    def snapshot(self, snapshot: str) -> dict[str, Json]:
+        return self._record("mlc.snapshot.v1", snapshot)
+
+    def deltas(self, digest: str) -> list[dict[str, Json]]:
+        return parse(self._blob(digest), f"delta list {digest}")
+
+    def evaluation(self, digest: str) -> tuple[str, dict[str, Json]]:
+        data = self._blob(digest)
+        return record_digest("mlc.evaluation.v1", data), parse(data, f"evaluation {digest}")
+
+    def predictions(self, digest: str) -> bytes:
+        return self._blob(digest)
+
+    def pack(self, pack: str) -> Iterable[PackedObject]:
+        return self._repo.objects.pack_set.records(pack)
+
+    def _blob(self, digest: str) -> bytes:
+        return self._repo.objects.blob(Digest(digest))
+
+    def _record(self, domain: str, digest: str) -> dict[str, Json]:
+        """A record is stored as the very bytes its id is the digest of: domain, newline, canonical JSON."""
+        return parse(self._blob(digest)[len(domain) + 1 :], digest)
+
+
+def parse(data: bytes | memoryview, what: str) -> Json:
+    """JSON bytes of a record of ours. Raises CorruptRecord."""
+    try:
+        return json.loads(bytes(data))
+    except ValueError as fault:
+        raise CorruptRecord(f"{what} is not valid JSON", hint="mlc fsck") from fault
