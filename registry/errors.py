@@ -140,6 +140,10 @@ class RefMoved(Busy):
     """Compare-and-swap failed: the ref is not where it was expected."""
 
 
+class StalePlan(Busy):
+    """What a plan or a stopped run was based on has changed since."""
+
+
 class CheckFailed(MlcError):
     """The operation ran but its own check failed; nothing was committed. Details carry `check`."""
 

@@ -1,0 +1,166 @@
+"""The training loop on this machine: AdamW, clipping, accumulation, autocast, and a state that can be picked up after a kill.
+
+Same module, rows, settings and thread count give the same bits, and so does a run that was stopped and resumed: what is read and at
+which rate is a function of the step, and parameters, moments and generator state are saved as they are.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ...registry.errors import CheckFailed, StalePlan
+from .base import Objective, Outcome, TrainSettings
+from .schedule import learning_rate
+
+if TYPE_CHECKING:
+    from ..base import Run
+    from ..data.mixing import Batch, Mixture
+
+POINTS = 100  # of the loss curve that is kept
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Run with `count` torch threads: sums are split by thread, so the count is part of what makes a run repeatable."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, count))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def device() -> torch.device:
+    """Where this engine computes: the first GPU when there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def autocast(precision: str, where: torch.device) -> AbstractContextManager[Any]:
+    """bf16 autocast, or nothing for fp32. Parameters and moments stay fp32 either way."""
+    return torch.autocast(where.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+class LocalEngine:
+    """The engine `local`."""
+
+    def train(self, module: nn.Module, rows: Mixture, settings: TrainSettings, run: Run, *, objective: Objective) -> Outcome:
+        """Train in place; see `Engine`."""
+        where = device()
+        module.to(where)
+        with threads(settings.threads), torch.random.fork_rng(devices=[where.index or 0] if where.type == "cuda" else []):
+            torch.manual_seed(settings.seed)
+            return _Loop(module, rows, settings, run, objective, where).run_all()
+
+
+class _Loop:
+    def __init__(self, module: nn.Module, rows: Mixture, s: TrainSettings, run: Run, objective: Objective, where: torch.device) -> None:
+        self.module, self.rows, self.s, self.run, self.objective, self.where = module, rows, s, run, objective, where
+        self.trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
+        decayed = [p for p in self.trained.values() if p.dim() > 1]
+        others = [p for p in self.trained.values() if p.dim() <= 1]  # norms and biases are never pulled towards zero
+        groups = [{"params": decayed, "weight_decay": s.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=s.lr, betas=s.betas)
+        self.losses: list[float] = []
+        self.digest = rows.digest()
+
+    def run_all(self) -> Outcome:
+        start = self._restore()
+        self.module.train()
+        began, per_step = time.perf_counter(), self.s.grad_accum * self.rows.batch * self.rows.seq_len
+        for step in range(start, self.s.steps):
+            rate = learning_rate(step, self.s)
+            self.losses.append(self._step(step, rate))
+            done = step + 1
+            speed = (done - start) * per_step / max(time.perf_counter() - began, 1e-9)
+            if done < self.s.steps and self.s.save_every and done % self.s.save_every == 0:
+                self._save(done)
+            self.run.progress("train", done, self.s.steps, loss=self.losses[-1], lr=rate, tokens_per_second=speed)
+        self.module.eval()
+        return Outcome(self.s.steps, self.s.steps * per_step, curve(self.losses), start)
+
+    def _step(self, step: int, rate: float) -> float:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        total = 0.0
+        for part in range(self.s.grad_accum):
+            batch = self.rows.at(step * self.s.grad_accum + part)
+            with autocast(self.s.precision, self.where):
+                loss = self.objective(self.module, batch.to(self.where)) / self.s.grad_accum
+            loss.backward()
+            total += loss.item()
+        if not math.isfinite(total):
+            raise CheckFailed(
+                f"the loss is no longer a number at step {step + 1} of {self.s.steps}", hint=f"try --lr {self.s.lr / 4:.2g}", step=step + 1
+            )
+        if self.s.clip > 0:
+            nn.utils.clip_grad_norm_(self.trained.values(), self.s.clip)
+        self.optimizer.step()
+        return total
+
+    # --- a state that survives a kill ---
+
+    def _save(self, step: int) -> None:
+        tensors: dict[str, Tensor] = {"rng": torch.get_rng_state()}
+        for name, parameter in self.trained.items():
+            moments = self.optimizer.state[parameter]
+            tensors[f"param.{name}"] = parameter.detach()
+            tensors[f"m.{name}"], tensors[f"v.{name}"] = moments["exp_avg"], moments["exp_avg_sq"]
+        self.run.save_state(step, tensors, {"losses": self.losses, "rows": self.digest})
+
+    def _restore(self) -> int:
+        state = self.run.load_state()
+        if state is None:
+            return 0
+        step, tensors, meta = state
+        if meta["rows"] != self.digest:
+            raise StalePlan("the data of this run has changed since it was stopped", hint="start it again without --resume")
+        with torch.no_grad():
+            for name, parameter in self.trained.items():
+                parameter.copy_(tensors[f"param.{name}"])
+                self.optimizer.state[parameter] = {
+                    "step": torch.tensor(float(step)),
+                    "exp_avg": tensors[f"m.{name}"].to(self.where, copy=True),
+                    "exp_avg_sq": tensors[f"v.{name}"].to(self.where, copy=True),
+                }
+        torch.set_rng_state(tensors["rng"].cpu())
+        self.losses = list(meta["losses"])
+        return step
+
+
+def curve(losses: list[float]) -> tuple[tuple[int, float], ...]:
+    """At most POINTS of (step, mean loss since the point before): what a commit keeps of a loss curve."""
+    if not losses:
+        return ()
+    width = math.ceil(len(losses) / POINTS)
+    parts = [losses[i : i + width] for i in range(0, len(losses), width)]
+    return tuple((min((i + 1) * width, len(losses)), round(sum(p) / len(p), 6)) for i, p in enumerate(parts))
+
+
+def language_loss(module: nn.Module, batch: Batch) -> Tensor:
+    """Mean cross-entropy of the next token over ids int64 [batch, seq_len], in fp32."""
+    return token_losses(module(input_ids=batch.ids, use_cache=False).logits, batch.ids).mean()
+
+
+def token_losses(logits: Tensor, ids: Tensor) -> Tensor:
+    """Cross-entropy of every next token, fp32 [batch, seq_len - 1], from logits [batch, seq_len, vocabulary]."""
+    flat = logits[:, :-1].float().flatten(0, 1)
+    return nn.functional.cross_entropy(flat, ids[:, 1:].flatten(), reduction="none").view(len(ids), -1)
+
+
+@torch.no_grad()
+def mean_loss(module: nn.Module, rows: Tensor, *, batch: int = 8) -> float:
+    """Mean next-token loss in nats over rows int64 [n, seq_len]; sums in fp64."""
+    module.eval()
+    where = next(module.parameters()).device
+    sums = [
+        token_losses(module(input_ids=p.to(where), use_cache=False).logits, p.to(where)).double().sum().item() for p in rows.split(batch)
+    ]
+    return sum(sums) / (rows.shape[0] * (rows.shape[1] - 1))

@@ -1,0 +1,123 @@
+"""One update from beginning to end: rows, method, settings, engine, changes; and the check that it did its job."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ...registry.errors import Incompatible
+from ..base import Change, Check, Run
+from ..engine import LocalEngine, TrainSettings
+from ..engine.local import language_loss, mean_loss, threads
+from ..models import load_model, read_config
+from .full import Full
+from .precision import choose_precision
+from .rows import Prepared, prepare
+from .train import default_rate
+
+if TYPE_CHECKING:
+    from ...registry.view import ModelView
+    from .train import Update
+
+
+class Method(Protocol):
+    """What is trained and what becomes of it."""
+
+    module: nn.Module
+
+    def changes(self) -> Iterator[Change]:
+        """The trained tensors as changes, one at a time."""
+        ...
+
+
+def apply(op: Update, view: ModelView, run: Run) -> Iterator[Change]:
+    """Train and yield the changes."""
+    require_language_model(view)
+    rows = prepare(op, view, run)
+    for record in rows.inputs:
+        run.input(record)
+    if not rows.spared and op.holdout:
+        run.note("the data is too small to hold a part out: the check measures rows that were trained on")
+    method = _method(op, view, run, rows)
+    settings = resolve(op, view, run)
+    outcome = LocalEngine().train(method.module, rows.mixture, settings, run, objective=language_loss)
+    run.record("training", _facts(op, settings, rows, outcome, method.module))
+    yield from method.changes()
+
+
+def _method(op: Update, view: ModelView, run: Run, rows: Prepared) -> Method:
+    return Full(view)
+
+
+def require_language_model(view: ModelView) -> None:
+    """Raise Incompatible when the view is not a causal language model that transformers can run."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
+
+    kind = read_config(view).model_type
+    named = next(iter((view.config or {}).get("architectures") or ()), CAUSAL.get(kind))
+    if kind not in CAUSAL or named != CAUSAL[kind]:
+        raise Incompatible(f"`update` trains language models that predict the next token; this is a {named or kind}")
+
+
+def resolve(op: Update, view: ModelView, run: Run) -> TrainSettings:
+    """The settings after defaults."""
+    parameters = sum(math.prod(view.entry(n).shape) for n in view.names())
+    return TrainSettings(
+        steps=op.steps,
+        lr=op.lr if op.lr is not None else default_rate(parameters, op.method),
+        warmup=math.ceil(op.steps * op.warmup),
+        decay=op.decay,  # type: ignore[arg-type]  # one of DECAYS, checked by Update
+        weight_decay=op.weight_decay,
+        grad_accum=op.grad_accum,
+        clip=op.clip,
+        precision=choose_precision(op.precision, view.config or {}),
+        save_every=op.save_every,
+        seed=run.seed,
+        threads=run.threads,
+    )
+
+
+def _facts(op: Update, s: TrainSettings, rows: Prepared, outcome: Any, module: nn.Module) -> dict[str, Any]:
+    return {
+        "method": op.method,
+        "lr": s.lr,
+        "warmup_steps": s.warmup,
+        "precision": s.precision,
+        "threads": s.threads,
+        "tokens": outcome.tokens,
+        "corpus_tokens": rows.tokens,
+        "trained_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
+        "curve": [list(point) for point in outcome.curve],
+    }
+
+
+def check(op: Update, before: ModelView, after: ModelView, run: Run) -> Check:
+    """Passed when the loss on the held-out part fell."""
+    rows = prepare(op, before, run)
+    with threads(run.threads):
+        was = _losses(before, rows)
+        now = _losses(after, rows)
+    values: dict[str, Any] = {
+        "measured_on": "held-out rows" if rows.spared else "training rows",
+        "rows": len(rows.held),
+        "loss_before": was["data"],
+        "loss_after": now["data"],
+        "perplexity_before": math.exp(was["data"]),
+        "perplexity_after": math.exp(now["data"]),
+    }
+    if rows.old:
+        values["replay"] = {k: {"loss_before": was[f"old {k}"], "loss_after": now[f"old {k}"]} for k in rows.old}
+    if now["data"] < was["data"]:
+        return Check(True, values)
+    reason = f"the loss on the {values['measured_on']} did not fall ({was['data']:.3f} before, {now['data']:.3f} after)"
+    return Check(False, values, reason, "try a smaller --lr or fewer --steps; `--holdout 0` measures what was trained on")
+
+
+def _losses(view: ModelView, rows: Prepared) -> dict[str, float]:
+    module = load_model(view, dtype=torch.float32)
+    parts: dict[str, Tensor] = {"data": rows.held, **{f"old {k}": v for k, v in rows.old.items()}}
+    return {name: round(mean_loss(module, part), 6) for name, part in parts.items()}
