@@ -8,18 +8,33 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from .errors import NotFound
+from .errors import Incompatible, NotFound, ShapeMismatch
+from .formats import peft
 from .formats.configs import parse, sanitised
 from .formats.names import shown
-from .formats.source import choose_primary
-from .formats.torch_bytes import to_tensor
-from .ids import SnapshotId
-from .records import FileEntry, Snapshot, TensorEntry
+from .formats.shards import shard_maps
+from .formats.source import ADAPTER_CONFIG, choose_primary
+from .formats.torch_bytes import from_tensor, to_tensor
+from .ids import Digest, SnapshotId, record_digest, short
+from .records import FileEntry, Snapshot, TensorEntry, canonical
 
 if TYPE_CHECKING:
     import torch
 
     from .objects.store import ObjectStore
+    from .repository import Repository
+
+
+def open_view(repo: Repository, snapshot_id: SnapshotId) -> ModelView:
+    """The view of a snapshot; an adapter whose base is known is seen on its base, and `.own` is the adapter alone.
+
+    Raises Incompatible for a kind of adapter that cannot be merged, ShapeMismatch for one that does not fit, IntegrityError for damage.
+    """
+    snapshot = repo.snapshot(snapshot_id)
+    own = ModelView(repo.objects, snapshot, snapshot_id)
+    if snapshot.kind != "adapter" or snapshot.base is None:
+        return own
+    return EffectiveView(open_view(repo, snapshot.base), own)
 
 
 class ModelView:
@@ -46,7 +61,7 @@ class ModelView:
     def primary_names(self) -> tuple[str, ...]:
         """Names that a loader would take: those of model.safetensors or its shards; further weight files are left out."""
         weights = {entry.path: entry for entry in self.snapshot.files if entry.kind == "weights"}
-        chosen = choose_primary(weights, self._shard_maps(weights))
+        chosen = choose_primary(weights, shard_maps(self.objects, self.snapshot))
         return tuple(sorted(name for path in chosen for name in weights[path].tensors))
 
     def has(self, name: str) -> bool:
@@ -89,9 +104,78 @@ class ModelView:
         data = self.file("config.json")
         return None if data is None else sanitised(parse("config.json", data))
 
-    def _shard_maps(self, weights: dict[str, FileEntry]) -> dict[str, dict[str, str]]:
-        from .formats.index import INDEX_SUFFIX, parse_index
 
-        indexes = [path for path in self._files if path.endswith(INDEX_SUFFIX)]
-        maps = {path: parse_index(self.objects.blob(self._files[path].digest), path=path) for path in indexes}
-        return {path: found for path, found in maps.items() if set(found.values()) <= set(weights)}
+class EffectiveView(ModelView):
+    """An adapter on its base, with the interface of a model: the tensors it changes are merged when asked for, one at a time.
+
+    Merging is W + scale * B @ A as rank-one terms in fp32, in a fixed order, rounded once to the base's type: the same bytes on every
+    machine. `snapshot` and `snapshot_id` are the adapter's; `base` and `own` are the two views it is made of.
+    """
+
+    def __init__(self, base: ModelView, own: ModelView) -> None:
+        super().__init__(own.objects, own.snapshot, own.snapshot_id)
+        self.base, self.own = base, own
+        config = parse(ADAPTER_CONFIG, own.file(ADAPTER_CONFIG) or b"{}") or {}
+        if (reason := peft.unsupported(config)) is not None:
+            raise Incompatible(
+                f"adapter {short(own.snapshot_id)} cannot be merged into its base: {reason}", hint="mlc export writes it out as it is"
+            )
+        adapter = {name: own.entry(name).shape for name in own.names()}
+        self._plan = peft.plan_merge(config, adapter, {name: base.entry(name).shape for name in base.names()})
+        self._tensors = {entry.name: entry for entry in map(self._merged_entry, {*base.names(), *self._plan.replaced})}
+
+    def changed_names(self) -> tuple[str, ...]:
+        """Names of the tensors that differ from the base's, sorted."""
+        return tuple(sorted({*self._plan.replaced, *self._plan.added}))
+
+    def primary_names(self) -> tuple[str, ...]:
+        """The base's, and what the adapter adds."""
+        return tuple(sorted({*self.base.primary_names(), *self._plan.replaced}))
+
+    def raw(self, name: str) -> memoryview:
+        """Bytes of a tensor after the merge."""
+        if name in self._plan.added:
+            return from_tensor(self.tensor(name))[2]
+        return self.own.raw(self._plan.replaced[name]) if name in self._plan.replaced else self.base.raw(name)
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The tensor after the merge, in the base's type."""
+        entry = self.entry(name)
+        weight = self.own.tensor(self._plan.replaced[name]) if name in self._plan.replaced else self.base.tensor(name)
+        term = self._plan.added.get(name)
+        if term is None:
+            return weight
+        if not weight.is_floating_point():
+            raise ShapeMismatch(f"tensor {shown(name)} is of type {entry.dtype}, to which nothing can be added")
+        return _add(weight, self.own.tensor(term.up), self.own.tensor(term.down), term)
+
+    def files(self) -> tuple[FileEntry, ...]:
+        """The files of base and adapter; where both have a path, the one that `file` reads."""
+        paths = {entry.path: entry for entry in (*self.base.files(), *self.own.files())}
+        paths |= {entry.path: entry for entry in self.base.files() if entry.path == "config.json"}
+        return tuple(paths[path] for path in sorted(paths))
+
+    def file(self, path: str) -> bytes | None:
+        """A file of the adapter, else of the base; config.json is always the base's, which says how the model is built."""
+        own = self.own.file(path) if path != "config.json" else None
+        return own if own is not None else self.base.file(path)
+
+    def _merged_entry(self, name: str) -> TensorEntry:
+        """Type and shape after the merge. The digest of a merged tensor names what it is made of: its bytes are stored nowhere."""
+        source = self.own.entry(self._plan.replaced[name]) if name in self._plan.replaced else self.base.entry(name)
+        term, digest = self._plan.added.get(name), source.digest
+        if term is not None:
+            parts = [digest, self.own.entry(term.up).digest, self.own.entry(term.down).digest, term.scale, term.transposed]
+            digest = Digest(record_digest("mlc.merged.v1", canonical(parts)))
+        return TensorEntry(name, source.dtype, source.shape, digest)
+
+
+def _add(weight: torch.Tensor, up: torch.Tensor, down: torch.Tensor, term: peft.LowRank) -> torch.Tensor:
+    """weight + scale * up @ down, where a convolution's kernel counts as columns and a transposed weight takes the transposed product."""
+    from ..kernels.exact import add_rank1_terms
+
+    rank = down.shape[0]
+    up, down = up.reshape(-1, rank), down.reshape(rank, -1)  # [out, r], [r, in]
+    if term.transposed:
+        up, down = down.T.contiguous(), up.T.contiguous()
+    return add_rank1_terms(weight.reshape(len(up), -1), up, down, term.scale).reshape(weight.shape)

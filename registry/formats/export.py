@@ -46,9 +46,9 @@ def export(
 ) -> list[ExportedFile]:
     """Write `snapshot` as a new directory `target`; returns the files, sorted by path.
 
-    `layout` hf gives back what was imported, byte for byte; single and shards lay the weights out anew. Every value of `link` copies: in a pack
-    there is no file to link to. Raises BadParameter when the target holds something, HashMismatch when a file would not be what the snapshot
-    promises; then nothing is left behind.
+    `layout` hf gives back what was imported, byte for byte; single and shards lay the weights out anew. Every value of `link` copies: in
+    a pack there is no file to link to. Raises BadParameter when the target holds something, HashMismatch when a file would not be what the
+    snapshot promises; then nothing is left behind.
     """
     target = Path(target).absolute()
     _must_be_free(target)

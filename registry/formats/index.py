@@ -42,10 +42,9 @@ def check_index(path: str, weight_map: Mapping[str, str], headers: Mapping[str, 
     return [f"{path} does not name {extra} of the tensors in its shards"] if extra else []
 
 
-def write_index(weight_map: Mapping[str, str], total_size: int, metadata: Mapping[str, Any] | None = None) -> bytes:
-    """The bytes of an index: other metadata kept, names sorted, indented by two, as transformers and huggingface-hub write it."""
-    content = {"metadata": {**(metadata or {}), "total_size": total_size}, "weight_map": dict(sorted(weight_map.items()))}
-    return (json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+def write_index(weight_map: Mapping[str, str], metadata: Mapping[str, Any]) -> bytes:
+    """The bytes of an index, names sorted and indented by two, as transformers writes it."""
+    return (json.dumps({"metadata": metadata, "weight_map": weight_map}, indent=2, sort_keys=True) + "\n").encode()
 
 
 def _name(name: str, path: str, limits: Limits) -> str:

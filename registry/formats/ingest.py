@@ -28,8 +28,8 @@ def ingest(
     """Store everything a source holds; returns the snapshot, how each new tensor was stored, and warnings.
 
     `bases` is the parent: a tensor of the same name, type and shape there is what a new one is encoded against. `adapter_of` makes the
-    result an adapter of that model. Raises BadInputFile when a file changed since the scan or holds what it must not; ShapeMismatch when the
-    adapter does not fit; Incompatible for an element type that cannot be stored.
+    result an adapter of that model. Raises BadInputFile when a file changed since the scan or holds what it must not; ShapeMismatch when
+    the adapter does not fit; Incompatible for an element type that cannot be stored.
     """
     warnings = [*source.warnings]
     kind = _kind(source, adapter_of, warnings)

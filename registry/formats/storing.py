@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import tempfile
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from ..ids import Digest
 from ..records import Snapshot, TensorDelta, TensorEntry
 
 if TYPE_CHECKING:
     from ..transaction import Transaction
+
+SPOOL_MEMORY = 256 << 20  # bytes
+CHUNK = 8 << 20  # bytes
 
 
 class Storing:
@@ -30,6 +36,45 @@ class Storing:
             self.deltas.append(self._delta(entry, before, len(data)))
         return entry
 
+    def copied(self, entry: TensorEntry) -> None:
+        """Record that a name now holds what is stored already: no byte is read or written."""
+        if entry.name not in self.before or self.before[entry.name].digest != entry.digest:
+            info = self.tx.info(entry.digest)
+            self.deltas.append(TensorDelta(entry.name, entry.digest, entry.digest, "ref", info.raw_size, 0))
+
     def _delta(self, entry: TensorEntry, before: TensorEntry | None, size: int) -> TensorDelta:
         info = self.tx.info(entry.digest)
         return TensorDelta(entry.name, info.base, entry.digest, info.codec, size, info.stored_size)
+
+
+class Spool:
+    """New tensors' bytes, kept for the hash of the files they end up in: in memory up to a bound, then in an unlinked file."""
+
+    def __init__(self, tx: Transaction) -> None:
+        self._objects = tx.objects
+        self._file = tempfile.SpooledTemporaryFile(max_size=SPOOL_MEMORY)  # noqa: SIM115 - closed by __exit__
+        self._places: dict[Digest, tuple[int, int]] = {}
+
+    def __enter__(self) -> Spool:
+        return self
+
+    def __exit__(self, *fault: object) -> None:
+        self._file.close()
+
+    def keep(self, digest: Digest, data: memoryview) -> None:
+        """Remember the bytes of a tensor that was just stored."""
+        if digest not in self._places:
+            self._places[digest] = (self._file.seek(0, os.SEEK_END), len(data))
+            self._file.write(data)
+
+    def read_into(self, consume: Callable[[bytes | memoryview], object], digest: Digest) -> None:
+        """Hand the bytes of a new tensor, or of one that the registry had before, to `consume`."""
+        if digest not in self._places:
+            consume(self._objects.tensor_bytes(digest))
+            return
+        place, left = self._places[digest]
+        self._file.seek(place)
+        while left:
+            chunk = self._file.read(min(left, CHUNK))
+            consume(chunk)
+            left -= len(chunk)
