@@ -77,6 +77,11 @@ class Settings:
         return alias.removeprefix("@") in {name.removeprefix("@") for name in self.protected}
 
 
+def load_settings(root: Path) -> Settings:
+    """`Settings.read`, by the name that callers outside this floor use."""
+    return Settings.read(root)
+
+
 def template(name: str = "minimal") -> dict[str, str]:
     """The files that `mlc init` writes beside `.mlc`: relative path -> text. Raises KeyError on an unknown template."""
     if name not in TEMPLATES:
