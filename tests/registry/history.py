@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,8 +12,8 @@ from typing import Any
 
 from mlc.registry.catalog import Catalog
 from mlc.registry.errors import MissingObject
-from mlc.registry.ids import blob_digest, record_digest
-from mlc.registry.records import Commit, Evaluation, InputRecord, OperationRecord, Snapshot, TensorDelta, TensorEntry, Verdict, canonical
+from mlc.registry.ids import CommitId, SnapshotId, blob_digest, record_digest
+from mlc.registry.records import Commit, Evaluation, OperationRecord, Snapshot, TensorDelta, TensorEntry, canonical
 
 
 @dataclass
@@ -125,7 +126,7 @@ class History:
         self.objects[blob_digest(data)] = data
         return blob_digest(data)
 
-    def snapshot(self, **tensors: str) -> str:
+    def snapshot(self, **tensors: str) -> SnapshotId:
         """A snapshot of F32 tensors of shape (4, 2); the value of each stands for its content."""
         entries = tuple(TensorEntry(name, "F32", (4, 2), blob_digest(f"{name}{value}".encode())) for name, value in sorted(tensors.items()))
         snapshot = Snapshot(entries, ())
@@ -133,14 +134,19 @@ class History:
         return snapshot.id
 
     def commit(
-        self, *parents: str, tensors: dict[str, str], branch: str | None = "main", op: str = "update", deltas: list[TensorDelta] | None = None,
-        pack: list[Packed] | None = None, message: str = "", metrics: dict | None = None, verdict: Verdict | None = None,
-        data: tuple[InputRecord, ...] = (),
-    ) -> str:  # fmt: skip
-        commit = Commit(
-            tuple(parents), self.snapshot(**tensors), OperationRecord(op, 1, {"lr": 0.001}), "ann", self.now(), message or f"commit {len(self.journal)}",
-            metrics=metrics or {}, verdict=verdict or Verdict("ungated"), inputs=data,
-        )  # fmt: skip
+        self,
+        *parents: str,
+        tensors: dict[str, str],
+        branch: str | None = "main",
+        op: str = "update",
+        deltas: list[TensorDelta] | None = None,
+        pack: list[Packed] | None = None,
+        **fields: Any,
+    ) -> str:
+        """Record a commit; `fields` are those of Commit. Returns its id."""
+        operation = OperationRecord(op, 1, {"lr": 0.001})
+        told = {"author": "ann", "time": self.now(), "message": f"commit {len(self.journal)}"} | fields
+        commit = Commit(tuple(map(CommitId, parents)), self.snapshot(**tensors), operation, **told)
         (self.path / "objects" / "commits" / f"{commit.id}.json").write_bytes(commit.encode())
         name = None
         if pack:
@@ -152,19 +158,28 @@ class History:
         return commit.id
 
     def snapshot_of(self, commit: str) -> str:
-        import json
-
         return json.loads((self.path / "objects" / "commits" / f"{commit}.json").read_bytes())["snapshot"]
 
-    def evaluate(self, commit: str, rows: dict[str, list], *, suite: str = "facts", limit: int | None = None, metrics: dict | None = None) -> int:
+    def evaluate(
+        self, commit: str, rows: dict[str, list], *, suite: str = "facts", limit: int | None = None, metrics: dict | None = None
+    ) -> int:
         """Record an evaluation; `rows` are columns (example, answer, correct, slice; the others are filled in). Returns its number."""
         return self.record_evaluation(self.evaluation(commit, rows, suite=suite, limit=limit, metrics=metrics))
 
-    def evaluation(self, commit: str, rows: dict[str, list], *, suite: str = "facts", limit: int | None = None, metrics: dict | None = None):
+    def evaluation(
+        self, commit: str, rows: dict[str, list], *, suite: str = "facts", limit: int | None = None, metrics: dict | None = None
+    ):
         data = arrow(rows)
         n = len(rows["example"])
         return Evaluation(
-            self.snapshot_of(commit), suite, blob_digest(suite.encode()), "cloze", metrics or {"accuracy": 0.5}, n, self.blob(data), limit=limit
+            self.snapshot_of(commit),
+            suite,
+            blob_digest(suite.encode()),
+            "cloze",
+            metrics or {"accuracy": 0.5},
+            n,
+            self.blob(data),
+            limit=limit,
         )
 
     def record_evaluation(self, evaluation: Evaluation) -> int:
@@ -177,7 +192,14 @@ def arrow(rows: dict[str, list]) -> bytes:
 
     n = len(rows["example"])
     full = {"answer": ["x"] * n, "correct": [True] * n, "score": [0.5] * n, "logprob": [-1.0] * n, "slice": [None] * n} | rows
-    kinds = {"example": pa.string(), "answer": pa.string(), "correct": pa.bool_(), "score": pa.float64(), "logprob": pa.float64(), "slice": pa.string()}
+    kinds = {
+        "example": pa.string(),
+        "answer": pa.string(),
+        "correct": pa.bool_(),
+        "score": pa.float64(),
+        "logprob": pa.float64(),
+        "slice": pa.string(),
+    }
     table = pa.table({name: pa.array(full[name], kind) for name, kind in kinds.items()})
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
