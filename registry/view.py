@@ -12,8 +12,7 @@ from .errors import Incompatible, NotFound, ShapeMismatch
 from .formats import peft
 from .formats.configs import parse, sanitised
 from .formats.names import shown
-from .formats.shards import shard_maps
-from .formats.source import ADAPTER_CONFIG, choose_primary
+from .formats.shards import ADAPTER_CONFIG, choose_primary, shard_maps
 from .formats.torch_bytes import from_tensor, to_tensor
 from .ids import Digest, SnapshotId, record_digest, short
 from .records import FileEntry, Snapshot, TensorEntry, canonical

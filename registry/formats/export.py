@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from .. import fs
 from ..errors import BadParameter, CorruptRecord, HashMismatch
 from ..records import Snapshot
 from .layouts import Layout, OutFile, as_imported, relayout
@@ -83,7 +84,7 @@ def _fresh_beside(target: Path) -> Path:
 
 def _into_place(fresh: Path, target: Path) -> None:
     try:
-        os.rename(fresh, target)  # replaces an empty directory and nothing else
+        fs.rename(fresh, target)  # replaces an empty directory and nothing else
     except OSError as fault:
         raise BadParameter(f"{target} cannot be put in place: {os.strerror(fault.errno or 0)}", hint="name a new directory") from None
 
@@ -98,16 +99,13 @@ def _write_file(objects: ObjectStore, digests: dict, file: OutFile, fresh: Path,
     if fault := bad_path(file.path):
         raise CorruptRecord(f"the snapshot has a file {shown(file.path)} whose name {fault}", hint="mlc fsck")
     path = fresh / file.path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-    try:
-        sha256, size = _pour(fd, _parts(objects, digests, file), writer)
-    except OSError as fault:
-        raise BadParameter(
-            f"{path.name} cannot be written: {os.strerror(fault.errno or 0)}", hint="free some space or name another place"
-        ) from fault
-    finally:
-        os.close(fd)
+    with fs.faults_in_words(fresh.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        try:
+            sha256, size = _pour(fd, _parts(objects, digests, file), writer)
+        finally:
+            os.close(fd)
     if file.sha256 not in (None, sha256):
         raise HashMismatch(
             f"{file.path} would not be the file that was recorded: its SHA-256 is {sha256}", hint="mlc fsck --level 3", path=file.path

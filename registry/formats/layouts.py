@@ -10,8 +10,7 @@ from ..ids import Digest
 from ..records import Snapshot, TensorEntry
 from .index import INDEX_SUFFIX, write_index
 from .safetensors import byte_size, parse_header, write_header
-from .shards import shard_maps
-from .source import choose_primary
+from .shards import choose_primary, shard_maps
 
 if TYPE_CHECKING:
     from ..objects.store import ObjectStore

@@ -16,8 +16,7 @@ from ..ids import SnapshotId
 from ..records import FileEntry, Snapshot, TensorDelta, TensorEntry
 from .names import bad_path, bad_tensor_name, shown
 from .safetensors import Header, parse_header, write_header
-from .shards import shard_maps, updated_indexes
-from .source import ADAPTER_WEIGHTS, choose_primary
+from .shards import ADAPTER_WEIGHTS, choose_primary, shard_maps, updated_indexes
 from .storing import Spool, Storing
 from .torch_bytes import from_tensor
 

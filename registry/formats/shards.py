@@ -1,9 +1,9 @@
-"""The shard indexes of a stored snapshot: what they say, and what they must say after tensors came, went or grew."""
+"""Which weight files of a model a loader takes, and what its shard indexes say, also after tensors came, went or grew."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..records import FileEntry, Snapshot, TensorEntry
@@ -14,6 +14,25 @@ from .strict_json import read_object
 
 if TYPE_CHECKING:
     from ..objects.store import ObjectStore
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+MODEL_WEIGHTS = "model.safetensors"
+
+
+def choose_primary(paths: Iterable[str], indexes: dict[str, dict[str, str]]) -> tuple[str, ...]:
+    """The files a loader would take: model.safetensors, else its index's shards, else an adapter's, else all of the top folder."""
+    paths = sorted(paths)
+    top = [path for path in paths if "/" not in path]
+    shards = {path: sorted(set(found.values())) for path, found in indexes.items() if "/" not in path}
+    for name in (MODEL_WEIGHTS, MODEL_WEIGHTS + ".index.json", ADAPTER_WEIGHTS):
+        if name in top:
+            return (name,)
+        if name in shards:
+            return tuple(shards[name])
+    if shards:
+        return tuple(shards[min(shards)])
+    return tuple(top or paths)
 
 
 def shard_maps(objects: ObjectStore, snapshot: Snapshot) -> dict[str, dict[str, str]]:

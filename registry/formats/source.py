@@ -6,7 +6,10 @@ is read. The result can be shown (a dry run), ingested, or thrown away.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import dataclasses
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +20,8 @@ from .index import INDEX_SUFFIX, check_index, parse_index
 from .limits import DEFAULT, Limits
 from .names import shown
 from .safetensors import Header, read_header
+from .shards import ADAPTER_CONFIG, ADAPTER_WEIGHTS, choose_primary
 from .walk import FoundFile, opened, read_exactly, single, walk
-
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-MODEL_WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,7 @@ class Source:
     primary: tuple[str, ...]  # the files a loader would take
     adapter_config: dict[str, Any] | None
     warnings: tuple[str, ...]
+    converted: tuple[pickles.Converted, ...] = ()
 
     @property
     def bytes(self) -> int:
@@ -52,17 +53,32 @@ def scan(path: Path, *, follow_cache: Path | None = None, limits: Limits = DEFAU
     `follow_cache` names a folder that symbolic links may lead into (a Hugging Face cache); otherwise links are refused.
     Raises InputNotFound, or BadInputFile with the file and the cause.
     """
-    path = Path(path)
-    if not path.is_dir():
-        if not path.exists() and not path.is_symlink():
-            raise InputNotFound(f"{path} does not exist", hint="name a directory of safetensors files, or one such file")
-        file = single(path, follow_cache=follow_cache)
-        if not file.path.endswith(".safetensors"):
-            raise pickles.refusal([file.path]) if pickles.is_pickle(file.path) else _no_weights(path)
-        return understand(path.parent.resolve(), [file], limits=limits)
-    files, skipped = walk(path, follow_cache=follow_cache, limits=limits)
-    notes = [f"{folder} is a history of its own and was left out" for folder in skipped]
-    return understand(path.resolve(), files, notes=notes, limits=limits)
+    root, files, notes = _find(Path(path), follow_cache, limits)
+    return understand(root, files, notes=notes, limits=limits)
+
+
+@contextmanager
+def scan_converted(path: Path, *, follow_cache: Path | None = None, limits: Limits = DEFAULT) -> Iterator[Source]:
+    """As `scan`, for `--unsafe-pickle`: where there are no safetensors, pickles are converted in a locked child process.
+
+    Ingest the source before the context ends: the converted files are gone then. `converted` on the source says what was done.
+    """
+    root, files, notes = _find(Path(path), follow_cache, limits)
+    if any(file.path.endswith(".safetensors") for file in files) or not any(pickles.is_pickle(file.path) for file in files):
+        yield understand(root, files, notes=notes, limits=limits)
+        return
+    with pickles.conversions(files, limits=limits) as (found, done):
+        notes += [f"{one.path} (SHA-256 {one.sha256}) is a pickle: converted to {one.result}, and not kept" for one in done]
+        yield dataclasses.replace(understand(root, found, notes=notes, limits=limits), converted=tuple(done))
+
+
+def _find(path: Path, follow_cache: Path | None, limits: Limits) -> tuple[Path, list[FoundFile], list[str]]:
+    if path.is_dir():
+        files, skipped = walk(path, follow_cache=follow_cache, limits=limits)
+        return path.resolve(), files, [f"{folder} is a history of its own and was left out" for folder in skipped]
+    if not os.path.lexists(path):
+        raise InputNotFound(f"{path} does not exist", hint="name a directory of safetensors files, or one such file")
+    return path.parent.resolve(), [single(path, follow_cache=follow_cache)], []
 
 
 def understand(root: Path, files: list[FoundFile], *, notes: Iterable[str] = (), limits: Limits = DEFAULT) -> Source:
@@ -82,21 +98,6 @@ def understand(root: Path, files: list[FoundFile], *, notes: Iterable[str] = (),
     warnings += [f"{file.path} is code: kept as bytes, never run" for file in files if file.path.endswith(".py")]
     is_adapter = ADAPTER_CONFIG in parsed and ADAPTER_WEIGHTS in weights
     return Source(root, tuple(files), weights, primary, parsed[ADAPTER_CONFIG] if is_adapter else None, tuple(warnings))
-
-
-def choose_primary(paths: Iterable[str], indexes: dict[str, dict[str, str]]) -> tuple[str, ...]:
-    """The files a loader would take: model.safetensors, else its index's shards, else an adapter's, else all of the top folder."""
-    paths = sorted(paths)
-    top = [path for path in paths if "/" not in path]
-    shards = {path: sorted(set(found.values())) for path, found in indexes.items() if "/" not in path}
-    for name in (MODEL_WEIGHTS, MODEL_WEIGHTS + ".index.json", ADAPTER_WEIGHTS):
-        if name in top:
-            return (name,)
-        if name in shards:
-            return tuple(shards[name])
-    if shards:
-        return tuple(shards[min(shards)])
-    return tuple(top or paths)
 
 
 def _weights(headers: dict[str, Header], primary: tuple[str, ...], warnings: list[str], limits: Limits) -> dict[str, Header]:
