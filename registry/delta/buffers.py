@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .dtypes import item_size, torch_name
+from .dtypes import torch_name
 
 Buffer = bytes | bytearray | memoryview | np.ndarray
 
@@ -25,14 +25,19 @@ def as_bytes(data: Buffer) -> np.ndarray:
     return data if isinstance(data, np.ndarray) else np.frombuffer(data, dtype=np.uint8)
 
 
-def borrow(data: Buffer, word: str) -> torch.Tensor:
-    """`[n]` of the element type `word` over the same memory. Callers must not write into it; misaligned memory is copied."""
+def dtype_of(word: str) -> torch.dtype:
+    """The torch type of a safetensors word."""
+    return getattr(torch, torch_name(word))
+
+
+def borrow(data: Buffer, dtype: torch.dtype) -> torch.Tensor:
+    """`[n]` of `dtype` over the same memory. Callers must not write into it unless it is theirs; misaligned memory is copied."""
     array = as_bytes(data)
-    if array.ctypes.data % item_size(word):
+    if array.ctypes.data % dtype.itemsize:
         array = array.copy()
     if not array.flags.writeable:
         array = np.asarray(_Alias(array))
-    return torch.from_numpy(array).view(getattr(torch, torch_name(word)))
+    return torch.from_numpy(array).view(dtype)
 
 
 def lend(tensor: torch.Tensor) -> np.ndarray:

@@ -1,25 +1,26 @@
-"""Which codec for which block: a small sample of each candidate, the smallest within 5 %, ties to the faster reader, raw as the way out."""
+"""Which codec for which block: what is promising is tried, the smallest within 5 % wins, ties go to the faster reader, raw is the way out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..errors import HashMismatch
-from . import codecs
+from . import against, alone
 from .blocks import block_sizes, write_table
-from .buffers import Buffer, as_bytes, borrow, lend
-from .decode import decode_block
+from .buffers import Buffer, as_bytes, borrow, dtype_of, lend
+from .decode import ReadBase, decode_block
 from .dtypes import CONSTANT, DELTAS, DENSE, PLANES, RAW, SPARSE
+from .entropy import Chunks, size_of
 
-SPARSE_SHARE = 0.03
-DENSE_F32 = 0.90  # a dense delta must be below this share of the standalone size, else a keyframe is the better deal
-WORTH = 0.97
-
-ReadBase = Callable[[int, int], Buffer]  # (start, stop) in raw bytes
+SPARSE_SHARE = 0.03  # of changed elements; above it a dense delta with fractional bits is shorter
+WIDE_DENSE = 0.90  # 4- and 8-byte types: a dense delta must be below this share of the standalone size, else a keyframe is the better deal
+CLOSE = 1.05
+SAMPLE = 1 << 17  # elements of a block on which candidates are compared
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +30,7 @@ class Encoded:
     codec: int
     blocked: bool
     uses_base: bool
-    chunks: list[bytes | np.ndarray]
-
-    @property
-    def size(self) -> int:
-        """Stored bytes."""
-        return sum(len(chunk) for chunk in self.chunks)
+    chunks: Chunks
 
 
 def encode(word: str, shape: Sequence[int], data: Buffer, read_base: ReadBase | None = None) -> Encoded:
@@ -45,42 +41,56 @@ def encode(word: str, shape: Sequence[int], data: Buffer, read_base: ReadBase | 
     raw, blocks, start = as_bytes(data), [], 0
     for size in block_sizes(word, shape):
         base = read_base(start, start + size) if read_base else None
-        blocks.append((size, *encode_block(word, raw[start : start + size], base)))
+        blocks.append((*encode_block(word, raw[start : start + size], base), size))
         start += size
     if len(blocks) == 1:
-        _, codec, chunks = blocks[0]
+        codec, chunks, _ = blocks[0]
         return Encoded(codec, False, codec in DELTAS, chunks)
-    sizes = [(codec, size, sum(len(chunk) for chunk in chunks)) for size, codec, chunks in blocks]
-    codec = max({c for c, _, _ in sizes}, key=lambda c: sum(size for other, size, _ in sizes if other == c))
-    chunks = [write_table(sizes), *(chunk for _, _, part in blocks for chunk in part)]
-    return Encoded(codec, True, any(c in DELTAS for c, _, _ in sizes), chunks)
+    entries = [(codec, size, size_of(chunks)) for codec, chunks, size in blocks]
+    shares = {codec: sum(size for other, size, _ in entries if other == codec) for codec, _, _ in entries}
+    chunks: Chunks = [write_table(entries), *(chunk for _, part, _ in blocks for chunk in part)]
+    return Encoded(max(shares, key=lambda codec: shares[codec]), True, any(codec in DELTAS for codec in shares), chunks)
 
 
-def encode_block(word: str, data: np.ndarray, base: Buffer | None) -> tuple[int, codecs.Chunks]:
+def encode_block(word: str, data: np.ndarray, base: Buffer | None) -> tuple[int, Chunks]:
     """The codec and the chunks of one block, proven to decode to `data`."""
-    target = borrow(data, word)
-    codec, chunks = _choose(word, target, None if base is None else borrow(base, word))
+    dtype = dtype_of(word)
+    codec, chunks = _choose(borrow(data, dtype), None if base is None else borrow(base, dtype))
     if codec != RAW:
-        stored = memoryview(b"".join(chunks))
-        if not np.array_equal(as_bytes(decode_block(codec, stored, word, len(data), base)), data):
+        stored = b"".join(chunks)
+        again = np.empty_like(data)
+        decode_block(codec, memoryview(stored), word, again, base)
+        if not np.array_equal(again, data):
             raise HashMismatch("a block did not survive its own encoding; nothing was stored", hint="mlc doctor")
         chunks = [stored]
     return codec, chunks
 
 
-def _choose(word: str, target: Tensor, base: Tensor | None) -> tuple[int, codecs.Chunks]:
-    raw: codecs.Chunks = [lend(target)]
+def _choose(target: Tensor, base: Tensor | None) -> tuple[int, Chunks]:
+    raw: Chunks = [memoryview(lend(target))]
     if not target.numel():
         return RAW, []
-    if (value := codecs.constant_value(target)) is not None:
-        return CONSTANT, [value]
-    candidates = [(RAW, raw), (PLANES, codecs.encode_planes(target))]
-    if base is not None:
-        where = codecs.changed(target, base)
-        if len(where) < SPARSE_SHARE * target.numel():
-            candidates.append((SPARSE, codecs.encode_sparse(target, base, where)))
-        else:
-            candidates.append((DENSE, codecs.encode_dense(target, base)))
-    sizes = {codec: sum(len(c) for c in chunks) for codec, chunks in candidates}
-    best = min(sizes.values())
-    return next((codec, chunks) for codec, chunks in candidates if sizes[codec] <= 1.05 * best)
+    if (constant := alone.encode_constant(target)) is not None:
+        return CONSTANT, constant
+    if base is None or (where := against.changed(target, base)).numel() >= SPARSE_SHARE * target.numel():
+        candidates = [PLANES] if base is None or not _delta_pays(target, base) else [DENSE]
+    else:
+        return SPARSE, against.encode_sparse(target, base, where)
+    codec = candidates[0]
+    chunks = alone.encode_planes(target) if codec == PLANES else against.encode_dense(target, base)  # type: ignore[arg-type]
+    return (codec, chunks) if CLOSE * size_of(chunks) < size_of(raw) else (RAW, raw)
+
+
+def _delta_pays(target: Tensor, base: Tensor) -> bool:
+    """Whether a dense delta is clearly shorter than planes alone, on a sample."""
+    limit = WIDE_DENSE if target.element_size() >= 4 else 1 / CLOSE
+    sample = _sample(target), _sample(base)
+    return size_of(against.encode_dense(*sample)) < limit * size_of(alone.encode_planes(sample[0]))
+
+
+def _sample(x: Tensor, pieces: int = 4) -> Tensor:
+    if len(x) <= SAMPLE:
+        return x
+    length = SAMPLE // pieces
+    starts = [(len(x) - length) * piece // (pieces - 1) for piece in range(pieces)]
+    return torch.cat([x[start : start + length] for start in starts])

@@ -3,34 +3,42 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 
 import zstandard as zstd
 
 from ..errors import CorruptRecord
 
+Parameters = zstd.ZstdCompressionParameters | int
 _LOCAL = threading.local()  # a zstd context serves one thread at a time
 BLOB_LEVEL = 3
 
 
-def _contexts() -> dict[object, zstd.ZstdCompressor]:
+def _compressor(parameters: Parameters) -> zstd.ZstdCompressor:
     if not hasattr(_LOCAL, "compressors"):
         _LOCAL.compressors = {}
-    return _LOCAL.compressors
+    if parameters not in _LOCAL.compressors:
+        made = zstd.ZstdCompressor(level=parameters) if isinstance(parameters, int) else zstd.ZstdCompressor(compression_params=parameters)
+        _LOCAL.compressors[parameters] = made
+    return _LOCAL.compressors[parameters]
 
 
-def compress(data: object, parameters: zstd.ZstdCompressionParameters | int = BLOB_LEVEL) -> bytes:
+def compress(data: bytes | memoryview, parameters: Parameters = BLOB_LEVEL) -> bytes:
     """One frame that declares its size."""
-    known = _contexts()
-    if parameters not in known:
-        if isinstance(parameters, int):
-            known[parameters] = zstd.ZstdCompressor(level=parameters, write_content_size=True)
-        else:
-            known[parameters] = zstd.ZstdCompressor(compression_params=parameters)
-    return known[parameters].compress(data)  # type: ignore[arg-type]
+    return _compressor(parameters).compress(data)
 
 
-def unzstd(data: bytes | memoryview, size: int) -> bytes:
-    """Decompress one frame that must declare and hold exactly `size` bytes. Raises CorruptRecord."""
+def compress_parts(data: memoryview, parts: Sequence[int], parameters: Parameters) -> bytes:
+    """One frame in which every part (lengths, in order) has blocks and thus code tables of its own."""
+    stream, start, out = _compressor(parameters).compressobj(size=len(data)), 0, []
+    for part in parts:
+        out += [stream.compress(data[start : start + part]), stream.flush(zstd.COMPRESSOBJ_FLUSH_BLOCK)]
+        start += part
+    return b"".join([*out, stream.flush()])
+
+
+def decompress(data: bytes | memoryview, size: int) -> bytes:
+    """The one frame in `data`, which must declare and hold exactly `size` bytes. Raises CorruptRecord."""
     if not hasattr(_LOCAL, "decompressor"):
         _LOCAL.decompressor = zstd.ZstdDecompressor()
     try:

@@ -24,10 +24,10 @@ def blob_bytes(info: ObjectInfo, payload: memoryview) -> bytes:
         return bytes(payload)
     if info.codec != "zstd":
         raise CorruptRecord(f"object {info.digest} has a record that contradicts itself", hint="mlc fsck")
-    from ..delta.frames import unzstd
+    from ..delta.frames import decompress
 
     try:
-        return unzstd(payload, info.raw_size)
+        return decompress(payload, info.raw_size)
     except CorruptRecord as fault:
         raise _named(info, fault) from fault
 
