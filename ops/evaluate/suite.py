@@ -7,7 +7,6 @@ read once, at loading: what is digested is what is scored, whatever happens to t
 from __future__ import annotations
 
 import difflib
-import os
 import re
 import tomllib
 from dataclasses import dataclass, field
@@ -75,7 +74,7 @@ def load_suite(path: Path) -> Suite:
     settings = _read_toml(path)
     door = _Door(path, settings)
     kind = door.kind()
-    data = Path(os.path.normpath(path.parent / door.text("data")))
+    data = path.parent / door.text("data")
     payload = _read(data, f"the data file of suite {path.name}")
     return Suite(
         name=door.name(),
