@@ -219,7 +219,9 @@ def in_words(fault: OSError, path: Path) -> MlcError:
 def disk_full(path: Path, needed: int | None = None) -> DiskFull:
     """The error for a full disk, saying how much is missing. `needed` is in bytes, None when it is not known."""
     missing = max(1 << 20, needed - free_bytes(path)) if needed else 64 << 20
-    return DiskFull(f"the disk of {path} is full; nothing was changed", hint=f"free at least {missing} bytes there and try again", bytes=missing)
+    return DiskFull(
+        f"the disk of {path} is full; nothing was changed", hint=f"free at least {missing} bytes there and try again", bytes=missing
+    )
 
 
 def free_bytes(path: Path) -> int:

@@ -218,7 +218,11 @@ class Locks:
     def _locked(self, name: str, timeout: float) -> Locked:
         owner = self.owner(name)
         who = str(owner) if owner else "another process"
-        return Locked(f"the {name} lock was not free within {timeout:g} s: {who} holds it", hint="wait for it to finish and try again", owner=as_details(owner))
+        return Locked(
+            f"the {name} lock was not free within {timeout:g} s: {who} holds it",
+            hint="wait for it to finish and try again",
+            owner=as_details(owner),
+        )
 
 
 def _try(fd: int, exclusive: bool) -> bool:

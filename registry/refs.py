@@ -49,7 +49,11 @@ def check_name(name: str) -> RefName:
         raise BadRefName(f"{name!r} is not a full ref name", hint="heads/NAME, tags/NAME or aliases/NAME")
     if fault := _name_fault(rest):
         close = re.sub(r"[^a-z0-9._/-]+", "-", rest.lower()).strip("-./")
-        hint = f"for example {close!r}" if close != rest and close and not _name_fault(close) else "lower-case letters, digits, '.', '_', '-' and '/'"
+        hint = (
+            f"for example {close!r}"
+            if close != rest and close and not _name_fault(close)
+            else "lower-case letters, digits, '.', '_', '-' and '/'"
+        )
         raise BadRefName(f"a {KINDS[kind]} cannot be called {rest!r}: {fault}", hint=hint)
     return RefName(name)
 
@@ -187,7 +191,9 @@ class RefStore:
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             return None
         if not is_digest(text.strip()):
-            raise CorruptRecord(f"the mirror of {name} is damaged", hint="remove .mlc/refs/seq: the next write restores the mirror from the journal")
+            raise CorruptRecord(
+                f"the mirror of {name} is damaged", hint="remove .mlc/refs/seq: the next write restores the mirror from the journal"
+            )
         return CommitId(text.strip())
 
 

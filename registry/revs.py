@@ -65,7 +65,11 @@ def _base(repo: Repository, base: str) -> _Base:
             raise RefNotFound(f"branch {repo.head()!r} has no commit yet", hint=_first_step(repo, refs))
         return _Base(name, refs[name])
     full = base.removeprefix("refs/")
-    names = [f"aliases/{base[1:]}"] if base.startswith("@") else [f"heads/{base}", f"tags/{base}", *([full] if full.partition("/")[0] in KINDS else [])]
+    names = (
+        [f"aliases/{base[1:]}"]
+        if base.startswith("@")
+        else [f"heads/{base}", f"tags/{base}", *([full] if full.partition("/")[0] in KINDS else [])]
+    )
     for name in names:
         if name in refs:
             return _Base(RefName(name), refs[RefName(name)])
@@ -84,7 +88,11 @@ def _by_prefix(repo: Repository, base: str, refs: dict[RefName, CommitId]) -> Co
     if len(found) > 1:
         candidates = sorted(found)
         listed = ", ".join(short(commit) for commit in candidates[:SHOWN_CANDIDATES])
-        raise AmbiguousId(f"{base!r} fits {len(found)} commits: {listed}{', ...' if len(found) > SHOWN_CANDIDATES else ''}", hint="type more digits", candidates=candidates)
+        raise AmbiguousId(
+            f"{base!r} fits {len(found)} commits: {listed}{', ...' if len(found) > SHOWN_CANDIDATES else ''}",
+            hint="type more digits",
+            candidates=candidates,
+        )
     return found[0]
 
 
@@ -100,7 +108,11 @@ def _commit_files(repo: Repository, prefix: str) -> list[str]:
 def _unknown(base: str, refs: dict[RefName, CommitId]) -> RefNotFound:
     typed = [name.partition("/")[2] if not name.startswith("aliases/") else f"@{name.partition('/')[2]}" for name in refs]
     close = difflib.get_close_matches(base, typed, n=3, cutoff=0.6)
-    hint = f"did you mean {' or '.join(map(repr, close))}? `mlc refs` lists them all" if close else "`mlc refs` lists branches, tags and aliases; `mlc log --all` lists commits"
+    hint = (
+        f"did you mean {' or '.join(map(repr, close))}? `mlc refs` lists them all"
+        if close
+        else "`mlc refs` lists branches, tags and aliases; `mlc log --all` lists commits"
+    )
     return RefNotFound(f"no branch, tag, alias or commit answers to {base!r}", hint=hint, candidates=close)
 
 

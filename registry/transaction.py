@@ -1,0 +1,273 @@
+"""Writing: objects first, then one journal record that makes them history, then what is derived from it (steps W0 to W12).
+
+Up to the journal record a failure leaves nothing visible. After it the operation is committed, and a failure is a warning.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Self
+
+from . import fs
+from .errors import BadParameter, HashMismatch, Locked, MissingObject, MlcError
+from .ids import CommitId, Digest, SnapshotId
+from .journal import JournalRecord, utc_now
+from .owners import Owner, as_details, myself
+from .records import Commit, Evaluation, Json, RefUpdate, Snapshot, TensorDelta, canonical
+from .recovery import recover
+from .repository import SNAPSHOT_DOMAIN
+
+if TYPE_CHECKING:
+    from .objects.layout import ObjectInfo
+    from .objects.writer import PackWriter
+    from .repository import Repository
+
+_TXID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def new_txid() -> str:
+    """A fresh transaction id: 32 hex digits."""
+    return secrets.token_hex(16)
+
+
+class Transaction:
+    """One writer's work, from the first object to the record. Use as a context manager; leaving it drops what was not committed."""
+
+    def __init__(self, repo: Repository, txid: str | None = None, *, estimate: int = 0) -> None:
+        if txid is not None and not _TXID.fullmatch(txid):
+            raise BadParameter(f"{txid!r} cannot name a transaction", hint="1 to 64 letters, digits, '.', '_' or '-'")
+        self.repo = repo
+        self.txid = txid or new_txid()
+        self.packs: list[str] = []  # sealed and not yet named by a journal record
+        self.recorded: JournalRecord | None = None  # what an earlier attempt with this txid wrote last
+        self._named = txid is not None
+        self._estimate = estimate
+        self._writer: PackWriter | None = None
+        self._stack = contextlib.ExitStack()
+        self._pin, self._tmp = repo.path / "pins" / self.txid, repo.path / "tmp" / self.txid
+        self._moved: dict[tuple[Digest, Digest], dict[str, Json]] = {}  # (target, reference) -> delta statistics
+
+    # --- W0, W1: begin ---------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        with fs.faults_in_words(self.repo.path), self._stack:
+            fs.require_space(self.repo.path, self._estimate)
+            self._stack.enter_context(self.repo.locks.shared("objects"))
+            self._stack.callback(self._clean)
+            self._place_pin()
+            fs.make_dir(self._tmp)
+            if self._named:
+                self.recorded = self.repo.journal.find(self.txid)
+            self._stack = self._stack.pop_all()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stack.close()
+
+    def _place_pin(self) -> None:
+        try:
+            self._write_pin()
+        except FileExistsError:
+            owner = Owner.decode(self._pin.read_text(encoding="utf-8").partition("\n")[0])
+            if owner is not None and owner.alive:
+                self._pin = self._tmp = self.repo.path / "pins" / f".{self.txid}.none"  # not ours to clean
+                raise Locked(
+                    f"transaction {self.txid} is being written by {owner}", hint="wait for it to finish", owner=as_details(owner)
+                ) from None
+            fs.remove_tree(self._tmp)
+            fs.remove(self._pin)
+            self._write_pin()
+
+    def _write_pin(self) -> None:
+        fs.write_new(self._pin, myself().encode().encode())
+        fs.fsync_dir(self._pin.parent)
+
+    def _clean(self) -> None:
+        """W12, or what remains of an attempt that ended early."""
+        if self._writer is not None:
+            self._writer.abort()
+        fs.remove_tree(self._tmp)
+        with contextlib.suppress(OSError):  # swept later
+            self._pin.unlink(missing_ok=True)
+
+    # --- W2: objects -----------------------------------------------------------------------------------------
+
+    def put_blob(self, data: bytes | memoryview) -> Digest:
+        """Store opaque bytes; returns their digest. Stored bytes are not written again."""
+        with fs.faults_in_words(self.repo.path):
+            return self._pack().add_blob(data)
+
+    def put_tensor(
+        self, dtype: str, shape: Sequence[int], data: memoryview | bytes, *, base: Digest | None = None, reference: Digest | None = None
+    ) -> Digest:
+        """Store a tensor's little-endian row-major bytes; returns its digest.
+
+        `base`: the tensor it is best coded against. `reference`: the tensor it replaces; how far it moved from there goes into
+        the TensorDelta that names it. Raises ShapeMismatch, DiskFull.
+        """
+        with fs.faults_in_words(self.repo.path):
+            return self._pack().add_tensor(dtype, shape, data, base).digest
+
+    def put_snapshot(self, snapshot: Snapshot) -> SnapshotId:
+        """Store a snapshot; returns its id."""
+        return SnapshotId(self.put_blob(SNAPSHOT_DOMAIN + snapshot.encode()))
+
+    def put_deltas(self, deltas: Sequence[TensorDelta]) -> Digest:
+        """Store the delta records of a commit. Done before `seal`, it saves the commit a second pack."""
+        return self.put_blob(canonical([delta.to_json() for delta in deltas]))
+
+    def has(self, digest: Digest) -> bool:
+        """Whether an object is stored or was put here."""
+        return self._writer.has(digest) if self._writer else self.repo.objects.has(digest)
+
+    def info(self, digest: Digest) -> ObjectInfo:
+        """How an object that is stored, or was put here, is coded. Raises MissingObject."""
+        return self._writer.info(digest) if self._writer else self.repo.objects.info(digest)
+
+    def _pack(self) -> PackWriter:
+        if self._writer is None:
+            self._writer = self.repo.objects.new_pack(self._tmp)
+        return self._writer
+
+    # --- W2 to W4: durable -----------------------------------------------------------------------------------
+
+    def seal(self) -> str | None:
+        """Make everything put so far durable and readable; returns the id of its pack, None when there was nothing new."""
+        if self._writer is None:
+            return None
+        with fs.faults_in_words(self.repo.path):
+            pack = self._writer.finish()
+        self._writer = None
+        if pack is not None:
+            self.packs.append(pack)
+        return pack
+
+    # --- W5 to W12: history ----------------------------------------------------------------------------------
+
+    def commit(
+        self,
+        commit: Commit,
+        *,
+        refs: Sequence[RefUpdate] = (),
+        reason: str = "commit",
+        deltas: Sequence[TensorDelta] = (),
+        guard: Callable[[], None] | None = None,
+    ) -> CommitId:
+        """Make `commit` history and move `refs`, all or nothing; returns its id. Without refs it is a candidate that was refused.
+
+        `guard` runs under the write lock and may raise: for what depends on where refs are now. Raises RefMoved, MissingObject, Locked, DiskFull.
+        """
+        if self.recorded is not None and self.recorded.body["kind"] == "commit":
+            return CommitId(self.recorded.body["commit"])
+        listed = self.put_deltas(deltas) if deltas else None
+        self.seal()
+        self._check_complete(commit)
+        with fs.faults_in_words(self.repo.path):
+            self._write_commit(commit)
+        body: dict[str, Json] = {"kind": "commit", "commit": commit.id, "deltas": listed, "reason": reason, **self._named_packs()}
+        record = publish(self.repo, body, refs=refs, author=commit.author, txid=self.txid, guard=guard, retry=self._named)
+        self.packs = []
+        return CommitId(record.body["commit"])
+
+    def record_evaluation(self, evaluation: Evaluation, *, author: str = "mlc") -> Digest:
+        """Make an evaluation history; its predictions were put before. Returns the digest that the journal names it by."""
+        if not self.has(evaluation.predictions):
+            raise MissingObject(f"the predictions of suite {evaluation.suite} were not stored")
+        digest = self.put_blob(evaluation.encode())
+        self.seal()
+        packs = sorted({self.repo.objects.info(digest).pack, self.repo.objects.info(evaluation.predictions).pack})
+        body = {"kind": "evaluation", "evaluation": digest, "pack": packs[0], **({"packs": packs[1:]} if len(packs) > 1 else {})}
+        publish(self.repo, body, refs=(), author=author, txid=f"{self.txid}")
+        self.packs = [pack for pack in self.packs if pack not in packs]
+        return digest
+
+    def record(self, body: dict[str, Json], refs: Sequence[RefUpdate] = (), *, author: str = "mlc") -> JournalRecord:
+        """Append an event of another kind (accept, note), with what was put so far."""
+        self.seal()
+        return publish(self.repo, {**body, **self._named_packs()}, refs=refs, author=author, txid=self.txid)
+
+    def _named_packs(self) -> dict[str, Json]:
+        if len(self.packs) > 1:
+            return {"pack": self.packs[0], "packs": self.packs[1:]}
+        return {"pack": self.packs[0] if self.packs else None}
+
+    def _check_complete(self, commit: Commit) -> None:
+        """A commit may name only what is stored: a dangling name could never be repaired."""
+        for parent in commit.parents:
+            self.repo.commit_bytes(parent)
+        snapshot = self.repo.snapshot(commit.snapshot)
+        named = [entry.digest for entry in (*snapshot.tensors, *snapshot.files)] + ([Digest(snapshot.base)] if snapshot.base else [])
+        missing = [digest for digest in named if not self.repo.objects.has(digest)]
+        if missing:
+            raise MissingObject(f"the snapshot names {len(missing)} objects that were not stored, first {missing[0]}")
+
+    def _write_commit(self, commit: Commit) -> None:
+        target = self.repo.commits_dir / f"{commit.id}.json"
+        if target.exists():
+            with contextlib.suppress(HashMismatch):
+                self.repo.commit_bytes(commit.id)
+                return
+            damaged = self.repo.path / "quarantine" / f"{target.name}.{secrets.token_hex(4)}"
+            fs.rename(target, damaged)
+        fresh = self._tmp / target.name
+        fs.write_new(fresh, commit.encode())
+        fs.rename(fresh, target)
+        fs.fsync_dir(target.parent)
+
+
+# --- W6 to W11 -------------------------------------------------------------------------------------------
+
+
+def publish(
+    repo: Repository,
+    body: dict[str, Json],
+    *,
+    refs: Sequence[RefUpdate],
+    author: str,
+    txid: str | None = None,
+    guard: Callable[[], None] | None = None,
+    retry: bool = False,
+) -> JournalRecord:
+    """Append one record under the write lock, refs compared and swapped; then seal, catalog and mirror.
+
+    `retry`: an earlier attempt may have written the record already; then that one is returned.
+    """
+    if body["kind"] in ("commit", "refs") or refs:
+        body = {**body, "refs": [update.to_json() for update in refs]}
+    warm_catalog(repo)
+    with repo.locks.exclusive("write"):
+        recover(repo)
+        if retry and txid and (found := repo.journal.find(txid)) is not None:
+            return found
+        repo.refs.check(refs)
+        if guard is not None:
+            guard()
+        with fs.faults_in_words(repo.path):
+            record = repo.journal.append(body, txid=txid or new_txid(), author=author, time=utc_now())
+        _derive(repo, record)
+    return record
+
+
+def warm_catalog(repo: Repository) -> None:
+    """Load DuckDB before the write lock is taken: it costs more than everything done under it."""
+    catalog = repo.catalog
+    if "duckdb" not in sys.modules and hasattr(catalog, "warm"):
+        catalog.warm()
+
+
+def _derive(repo: Repository, record: JournalRecord) -> None:
+    """W9 to W11. The record stands: what fails here is said as a warning and done by the next writer."""
+    for what, step in (
+        ("the seal of the journal", repo.journal.seal),
+        ("the catalog", lambda: repo.catalog.apply(repo, [record])),
+        ("the mirror of the refs", lambda: repo.refs.mirror(record.seq)),
+    ):
+        try:
+            step()
+        except (OSError, MlcError) as fault:
+            repo.warnings.append(f"committed, but {what} is behind ({fault}); the next write or `mlc reindex` brings it up to date")
