@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Protocol, TypedDict, Unpack
 
 from ..ops.base import Plan
@@ -80,8 +79,3 @@ class Outcome:
     plan: Plan | None = None
     run: str | None = None
     means: str | None = None  # of a revert: how the change was taken back
-
-
-def now() -> str:
-    """UTC as records write it: ISO 8601 with microseconds and Z."""
-    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")

@@ -8,6 +8,7 @@ free is one that can be resumed.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import os
@@ -21,9 +22,10 @@ from typing import TYPE_CHECKING
 from ..registry import fs
 from ..registry.errors import CorruptRecord, Locked, NotFound
 from ..registry.ids import CommitId
+from ..registry.journal import utc_now
 from ..registry.records import ArtifactRecord, InputRecord, Json, canonical
 from .artifacts import ArtifactStore
-from .outcome import Progress, now
+from .outcome import Progress
 
 if TYPE_CHECKING:
     import torch
@@ -78,15 +80,13 @@ class Runs:
         """What was asked of one run. Raises RunNotFound, CorruptRecord."""
         place = self.path / run_id / "run.json"
         try:
-            data = json.loads(place.read_text(encoding="utf-8"))
-            info = RunInfo(**data)
+            info = RunInfo(**json.loads(place.read_text(encoding="utf-8")))
         except FileNotFoundError:
             raise RunNotFound(f"there is no unfinished run {run_id}", hint="mlc runs") from None
         except (ValueError, TypeError) as fault:
             raise CorruptRecord(f"{place.name} of run {run_id} cannot be read: {fault}", hint=f"rm -r {place.parent}") from fault
         state = _read_state_meta(place.parent / STATE)
-        step = state[0] if state else None
-        return RunInfo(**{**data, "step": step, "active": self._active(run_id)})
+        return dataclasses.replace(info, step=state[0] if state else None, active=self._active(run_id))
 
     def find(self, run_id: str | None, op: str | None = None) -> RunInfo:
         """The run of this id (a unique prefix will do), or the latest resumable one of an operation. Raises RunNotFound."""
@@ -107,7 +107,7 @@ class Runs:
         The directory stays when the block raises (the caller decides what is over: `ActiveRun.finish`).
         """
         if info is None:
-            info = RunInfo(id=_new_id(), started=now(), **asked)  # type: ignore[arg-type]
+            info = RunInfo(id=_new_id(), started=utc_now(), **asked)  # type: ignore[arg-type]
             place = self.path / info.id
             with fs.faults_in_words(self.path):
                 fs.make_dir(place / "scratch")

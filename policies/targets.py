@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ..registry.errors import BadParameter, RefMoved, RefNotFound
 from ..registry.ids import CommitId, RefName, short
 from ..registry.records import RefUpdate
+from .standing import require_accepted
 
 if TYPE_CHECKING:
     from ..registry.repository import Repository
@@ -35,10 +36,12 @@ def aim(repo: Repository, ref: str | None, branch: str | None) -> Target:
     """The target of an operation on `ref` (HEAD when None).
 
     A branch moves itself; a tag, an id or `REV~n` needs `branch`. A `branch` that exists must stand at the start.
-    Raises RefNotFound, BadParameter, RefMoved.
+    A refused commit is no start: its child would be compared with it, and pass. Raises RefNotFound, BadParameter,
+    RefMoved, GateRefused.
     """
     start = repo.resolve(ref)
     own = repo.resolve_branch(ref)
+    require_accepted(repo, start, "nothing can be built on it")
     if branch is None:
         if own is None:
             raise BadParameter(f"{ref} is not a branch, so there is nothing to move", hint="start a branch there: --branch NAME")

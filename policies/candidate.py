@@ -1,0 +1,149 @@
+"""The last steps of every change: judge the candidate, write the commit, move the ref or keep it without one.
+
+Everything that creates content passes through `settle`; only roots and returns to accepted content pass through `enter`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ..registry.errors import GateRefused
+from ..registry.ids import CommitId, Digest, short
+from ..registry.journal import utc_now
+from ..registry.records import ArtifactRecord, Commit, InputRecord, Json, OperationRecord, Snapshot, TensorDelta, Verdict
+from .court import Case, Court
+from .environment import environment
+from .gate import failures, summary
+from .outcome import Outcome, Request
+from .targets import Target
+
+if TYPE_CHECKING:
+    from ..registry.repository import Repository
+    from ..registry.transaction import Transaction
+
+
+@dataclass
+class Candidate:
+    """A sealed snapshot on its way into history."""
+
+    target: Target
+    op: OperationRecord
+    snapshot: Snapshot
+    parents: tuple[CommitId, ...]
+    deltas: list[TensorDelta] = field(default_factory=list)
+    check: dict[str, Json] = field(default_factory=dict)
+    expects: dict[str, Json] = field(default_factory=dict)
+    seeds: dict[str, int] = field(default_factory=dict)
+    inputs: list[InputRecord] = field(default_factory=list)
+    artifacts: list[ArtifactRecord] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    forward: bool = False  # a model was run to make it
+    means: str | None = None
+
+
+def settle(court: Court, tx: Transaction, candidate: Candidate) -> Outcome:
+    """Judge and record. An accepted candidate moves its branch; a refused one is kept without a ref.
+
+    Raises RefMoved when the branch has moved meanwhile. The caller raises the refusal (`refused`) after the transaction.
+    """
+    target = candidate.target
+    case = Case(
+        candidate.op.name,
+        candidate.snapshot,
+        target.start,
+        target.branch,
+        candidate.op.params,
+        candidate.expects,
+        candidate.check,
+        tuple(candidate.deltas),
+    )
+    ruling = court.hear(case, tx=tx)
+    candidate.warnings += ruling.gathered.warnings
+    candidate.warnings += [f"{o.rule}: {o.sentence}" for o in ruling.verdict.rules if o.outcome == "warn"]
+    candidate.inputs += [record for record in court.records if record not in candidate.inputs]
+    return _record(court.repo, tx, court.request, candidate, ruling.verdict, ruling.gathered.metrics, ruling.gathered.evaluations)
+
+
+def enter(
+    repo: Repository,
+    tx: Transaction,
+    request: Request,
+    candidate: Candidate,
+    metrics: dict[str, dict[str, float | None]],
+    evaluations: dict[str, Digest],
+) -> Outcome:
+    """Record without a gate: roots, and content that was accepted before."""
+    return _record(repo, tx, request, candidate, Verdict("ungated"), metrics, evaluations)
+
+
+def refused(outcome: Outcome) -> GateRefused:
+    """The error that says why nothing moved, and what to do about it."""
+    assert outcome.verdict is not None
+    assert outcome.commit_id is not None
+    rules = list(dict.fromkeys(o.rule for o in failures(outcome.verdict)))
+    waive = " ".join(f"--waive {rule}" for rule in rules)
+    return GateRefused(
+        f"refused by {summary(outcome.verdict)}; {outcome.branch} did not move, the candidate is kept as {short(outcome.commit_id)}",
+        hint=f"mlc accept {short(outcome.commit_id)} {waive} --reason TEXT",
+        outcome=outcome,
+        verdict=outcome.verdict.to_json(),
+        commit=outcome.commit_id,
+    )
+
+
+def _record(
+    repo: Repository,
+    tx: Transaction,
+    request: Request,
+    candidate: Candidate,
+    verdict: Verdict,
+    metrics: dict[str, dict[str, float | None]],
+    evaluations: dict[str, Digest],
+) -> Outcome:
+    target, kept = candidate.target, verdict.outcome == "refused"
+    commit = Commit(
+        parents=candidate.parents,
+        snapshot=candidate.snapshot.id,
+        op=candidate.op,
+        author=request.author,
+        time=utc_now(),
+        message=request.message,
+        seeds=candidate.seeds,
+        inputs=tuple(_sorted(candidate.inputs)),
+        environment=environment(forward=candidate.forward),
+        artifacts=tuple(candidate.artifacts),
+        metrics=metrics,
+        evaluations=evaluations,
+        check=candidate.check,
+        verdict=verdict,
+    )
+    if kept:  # said first: a refusal whose branch is known, or none
+        update = target.update(commit.id)
+        tx.record({"kind": "note", "note": "refused", "commit": commit.id, "branch": target.branch, "old": update.old}, [])
+    first = not repo.branches()
+    refs = [] if kept else [target.update(commit.id)]
+    commit_id = tx.commit(commit, refs=refs, reason=candidate.op.name, deltas=candidate.deltas)
+    if first and not kept and repo.head() != target.branch:
+        repo.set_head(target.branch)
+    return Outcome(
+        commit=commit,
+        commit_id=commit_id,
+        branch=target.branch,
+        ref_moved=not kept,
+        verdict=verdict,
+        check=candidate.check,
+        deltas=tuple(candidate.deltas),
+        warnings=tuple(dict.fromkeys(candidate.warnings)),
+        means=candidate.means,
+    )
+
+
+def _sorted(inputs: Iterable[InputRecord]) -> list[InputRecord]:
+    return sorted(set(inputs), key=lambda record: (record.role, record.name, record.digest))
+
+
+def op_record(name: str, params: dict[str, Json], version: int = 1) -> OperationRecord:
+    """The record of something that the conductor itself does (import, commit, rollback, revert)."""
+    return OperationRecord(name, version, params)

@@ -1,0 +1,132 @@
+"""What a candidate is judged by, and the judging: rules and suites loaded up front, facts gathered, the gate asked.
+
+Loaded before anything is computed: a broken rule or suite must not be found out after an hour of training.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Self
+
+from ..ops.evaluate.suite import Suite
+from ..registry.errors import BadRecipe, NotFound
+from ..registry.ids import CommitId, SnapshotId
+from ..registry.records import InputRecord, Json, Snapshot, TensorDelta, Verdict
+from .facts import PARENT, Facts, QueryResult
+from .gate import judge
+from .measure import Bench, Gathered, gather, load_suites
+from .outcome import Request
+from .rules.load import load_policy
+from .rules.rule import Rule
+from .weights import delta_facts
+
+if TYPE_CHECKING:
+    from ..registry.repository import Repository
+    from ..registry.transaction import Transaction
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One candidate beside what it may replace. `before` is the commit it is compared with as `parent`."""
+
+    op: str
+    snapshot: Snapshot
+    before: CommitId
+    branch: str | None = None
+    params: dict[str, Json] = field(default_factory=dict)
+    expects: dict[str, Json] = field(default_factory=dict)
+    check: dict[str, Json] = field(default_factory=dict)
+    deltas: tuple[TensorDelta, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Ruling:
+    """The verdict and what it rests on."""
+
+    verdict: Verdict
+    facts: Facts
+    gathered: Gathered
+
+
+@dataclass(frozen=True)
+class Court:
+    """The rules and suites in force, and the other versions that rules compare with."""
+
+    repo: Repository
+    request: Request
+    rules: tuple[Rule, ...]
+    suites: tuple[Suite, ...]
+    records: tuple[InputRecord, ...]  # of the policy files and suites
+    others: dict[str, CommitId]  # by label, `parent` left out
+    missing: dict[str, str]
+
+    @classmethod
+    def open(cls, repo: Repository, request: Request) -> Self:
+        """Load policy and suites. Raises BadRecipe, BadInputFile, InputNotFound, RefNotFound."""
+        rules, policies = load_policy(request.config)
+        suites = load_suites(request.config.suite_files())
+        others, missing = _others(repo, rules)
+        records = (*policies, *(suite.record() for suite in suites))
+        return cls(repo, request, tuple(rules), tuple(suites), records, others, missing)
+
+    def hear(self, case: Case, *, bench: Bench | None = None, tx: Transaction | None = None) -> Ruling:
+        """Measure what is not measured yet, and judge."""
+        versions = {PARENT: case.before} | self.others
+        snapshots = {label: self.repo.commit(commit).snapshot for label, commit in versions.items()}
+        gathered = gather(bench or Bench(self.repo, self.request), self.suites, case.snapshot.id, snapshots, tx=tx)
+        facts = Facts(
+            op=case.op,
+            branch=case.branch,
+            params=case.params,
+            expects=case.expects,
+            check=case.check,
+            delta=delta_facts(self.repo.snapshot(snapshots[PARENT]), case.snapshot, case.deltas),
+            suites=gathered.suites,
+            missing=self.missing,
+        )
+        queries = self._queries(case, snapshots[PARENT])
+        facts = dataclasses.replace(facts, queries=queries)
+        if not self.rules:
+            gathered.warnings.append("no rule is in force: nothing was judged")
+        elif not self.suites:
+            gathered.warnings.append("no suite is configured: behaviour was not judged ([eval] suites in mlc.toml)")
+        return Ruling(judge(self.rules, facts, against=case.before), facts, gathered)
+
+    def baseline(self, snapshot: SnapshotId, *, tx: Transaction | None = None) -> Gathered:
+        """Measure one version that has nothing to be compared with."""
+        return gather(Bench(self.repo, self.request), self.suites, snapshot, {}, tx=tx)
+
+    def _queries(self, case: Case, before: SnapshotId) -> dict[str, QueryResult]:
+        from ..registry.catalog.console import console
+
+        names = {"snapshot": case.snapshot.id, "parent": case.before, "parent_snapshot": before, "branch": case.branch or ""}
+        found: dict[str, QueryResult] = {}
+        for rule in self.rules:
+            if rule.sql:
+                rows = console(self.repo, filled(rule.sql, names)).rows
+                found[rule.id] = QueryResult(len(rows), repr(rows[0]) if rows else None)
+        return found
+
+
+def filled(sql: str, names: Mapping[str, str]) -> str:
+    """A rule's query with $snapshot, $parent, $parent_snapshot and $branch as text; ids and branch names need no escaping."""
+    return re.sub(r"\$(\w+)", lambda found: f"'{names[found[1]]}'" if found[1] in names else found[0], sql)
+
+
+def _others(repo: Repository, rules: list[Rule]) -> tuple[dict[str, CommitId], dict[str, str]]:
+    """The commits that rules compare with by name. An alias that nobody has set yet is no fault; another unknown rev is."""
+    found: dict[str, CommitId] = {}
+    missing: dict[str, str] = {}
+    for rule in rules:
+        if rule.against == PARENT or rule.against in found:
+            continue
+        try:
+            found[rule.against] = repo.resolve(rule.against)
+        except NotFound as fault:
+            if not rule.against.startswith("@"):
+                raise BadRecipe(f"rule {rule.id!r} compares with {rule.against!r}: {fault.message}", hint=fault.hint) from None
+            missing[rule.against] = f"{rule.against} does not exist yet"
+    return found, missing
