@@ -66,9 +66,9 @@ class Session:
     @cached_property
     def settings(self) -> Settings:
         """`mlc.toml` beside the registry, validated."""
-        from ..policies.settings import load_settings
+        from ..policies.settings import Settings
 
-        return load_settings(self.repo.root)
+        return Settings.read(self.repo.root)
 
     def author(self, given: str | None = None) -> str:
         """`--author`, else MLC_AUTHOR, else git's user, else the login name."""
@@ -198,3 +198,14 @@ def quiet_pipe() -> Iterator[None]:
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise
+
+
+@contextlib.contextmanager
+def without_registry() -> Iterator[None]:
+    """For the tour: a registry named by the environment must not be the one it works on."""
+    named = os.environ.pop("MLC_REGISTRY", None)
+    try:
+        yield
+    finally:
+        if named is not None:
+            os.environ["MLC_REGISTRY"] = named

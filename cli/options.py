@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-GLOBAL_PANEL = "Global options"
+from .render.help import GLOBAL as GLOBAL_PANEL
+
+if TYPE_CHECKING:
+    from .context import Session
+
 COMMON_PANEL = "Every change takes"
 
 
@@ -22,7 +26,9 @@ class GlobalOptions(Bundle):
 
     registry: Annotated[
         Path | None,
-        typer.Option("--registry", "-R", metavar="DIR", help="The registry; else MLC_REGISTRY, else upwards.", rich_help_panel=GLOBAL_PANEL),
+        typer.Option(
+            "--registry", "-R", metavar="DIR", help="The registry; else MLC_REGISTRY, else upwards.", rich_help_panel=GLOBAL_PANEL
+        ),
     ] = None
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document.", rich_help_panel=GLOBAL_PANEL)] = False
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No hints, no progress.", rich_help_panel=GLOBAL_PANEL)] = False
@@ -33,11 +39,15 @@ class GlobalOptions(Bundle):
 class Mutation(Bundle):
     """What every verb that makes history understands."""
 
-    message: Annotated[str | None, typer.Option("--message", "-m", metavar="TEXT", help="Why; shown in the log.", rich_help_panel=COMMON_PANEL)] = None
+    message: Annotated[
+        str | None, typer.Option("--message", "-m", metavar="TEXT", help="Why; shown in the log.", rich_help_panel=COMMON_PANEL)
+    ] = None
     author: Annotated[
         str | None, typer.Option(metavar="WHO", help="Else MLC_AUTHOR, git's user, the login name.", rich_help_panel=COMMON_PANEL)
     ] = None
-    seed: Annotated[int | None, typer.Option(metavar="N", help="Seed of everything random.", show_default="0", rich_help_panel=COMMON_PANEL)] = None
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", help="Seed of everything random.", show_default="0", rich_help_panel=COMMON_PANEL)
+    ] = None
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; write nothing.", rich_help_panel=COMMON_PANEL)] = False
     recipe: Annotated[
         Path | None, typer.Option(metavar="FILE", help="TOML or YAML with the verb's options; flags win.", rich_help_panel=COMMON_PANEL)
@@ -45,6 +55,18 @@ class Mutation(Bundle):
     branch: Annotated[
         str | None, typer.Option(metavar="NAME", help="Start this new branch instead of moving REF's.", rich_help_panel=COMMON_PANEL)
     ] = None
+
+    def arguments(self, session: Session) -> dict[str, Any]:
+        """What every function of the conductor takes."""
+        return {
+            "message": self.message or "",
+            "author": session.author(self.author),
+            "seed": self.seed,
+            "branch": self.branch,
+            "dry_run": self.dry_run,
+            "config": session.settings,
+            "progress": session.progress,
+        }
 
 
 def complete_rev(ctx: typer.Context, incomplete: str) -> list[str]:

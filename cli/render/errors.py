@@ -10,9 +10,14 @@ from ...registry.errors import MlcError
 from ..context import stderr_paint
 
 
+def sentence(text: str) -> str:
+    """With its full stop."""
+    return text if text.endswith((".", "?", "!")) else text + "."
+
+
 def error_document(fault: MlcError) -> dict[str, Any]:
     """The error object of CLI.md."""
-    return {"error": {"kind": fault.kind, "message": fault.message, "hint": fault.hint, "exit_code": fault.exit_code}}
+    return {"error": {"kind": fault.kind, "message": sentence(fault.message), "hint": fault.hint, "exit_code": fault.exit_code}}
 
 
 def report(fault: MlcError, *, as_json: bool, no_color: bool) -> int:
@@ -22,7 +27,7 @@ def report(fault: MlcError, *, as_json: bool, no_color: bool) -> int:
         sys.stderr.write(json.dumps(error_document(fault), ensure_ascii=False) + "\n")
         return fault.exit_code
     paint = stderr_paint(no_color)
-    sys.stderr.write(f"{paint.red(paint.bold('error:'))} {fault.message}\n")
+    sys.stderr.write(f"{paint.red(paint.bold('error:'))} {sentence(fault.message)}\n")
     if fault.hint:
         sys.stderr.write(f"{paint.cyan(' hint:')} {fault.hint}\n")
     return fault.exit_code

@@ -1,0 +1,58 @@
+"""`mlc fsck`: trust, but rehash."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from ...registry.errors import BadParameter, IntegrityError
+from ..context import Session
+from ..render.text import count, size
+
+LEVELS = ("ends and refs", "structure", "every object's digest", "every tensor of every commit rebuilt")
+
+
+def run(
+    session: Session,
+    level: Annotated[
+        int, typer.Option(metavar="0-3", help="0 ends and refs, 1 structure, 2 every digest, 3 every tensor rebuilt.", min=0, max=3)
+    ] = 2,
+    sample: Annotated[str | None, typer.Option(metavar="N/T", help="Levels 2 and 3: only the N-th of T parts, by digest.")] = None,
+) -> None:
+    """Verify the registry, down to every tensor's bytes."""
+    from ...registry.maintenance.fsck import fsck
+
+    report = fsck(session.repo, level, sample=_sample(sample), progress=session.progress)
+    document = {
+        "level": report.level,
+        "objects": report.objects,
+        "bytes": report.bytes,
+        "findings": [_finding(finding) for finding in report.findings],
+        "clean": report.clean,
+    }
+    session.show(document, lambda: _render(session, document))
+    if not report.clean:
+        raise IntegrityError(f"{count(len(document['findings']), 'finding')} at level {level}.", hint="mlc doctor")
+    session.hint("mlc du")
+
+
+def _sample(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    part, _, parts = text.partition("/")
+    if not (part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
+        raise BadParameter(f"--sample {text!r} is not N/T with N from 1 to T.", hint="for example: --sample 1/10")
+    return int(part), int(parts)
+
+
+def _finding(finding: Any) -> dict[str, Any]:
+    return finding.to_json() if hasattr(finding, "to_json") else dict(vars(finding))
+
+
+def _render(session: Session, document: dict[str, Any]) -> None:
+    paint = session.paint
+    for finding in document["findings"]:
+        session.line("  ".join(str(value) for value in finding.values() if value not in (None, "")))
+    checked = f"level {document['level']} ({LEVELS[document['level']]}), {count(document['objects'], 'object')}, {size(document['bytes'])}"
+    session.line(f"{paint.green('Clean') if document['clean'] else paint.red('Damaged')}: {checked}.")

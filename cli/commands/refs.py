@@ -1,0 +1,26 @@
+"""`mlc refs`: every name, from the text mirror; no catalog is opened."""
+
+from __future__ import annotations
+
+from ..context import Session
+from ..views import refs_json
+
+
+def run(session: Session) -> None:
+    """List branches, tags and aliases."""
+    repo = session.repo
+    document = refs_json(repo.head(), repo.branches(), repo.tags(), repo.aliases())
+    session.show(document, lambda: _render(session, document))
+
+
+def _render(session: Session, document: dict) -> None:
+    paint = session.paint
+    rows = [(("* " if name == document["head"] else "  ") + name, commit, paint.green) for name, commit in document["branches"].items()]
+    rows += [(f"  {name}", commit, paint.yellow) for name, commit in document["tags"].items()]
+    rows += [(f"  @{name}", commit, paint.magenta) for name, commit in document["aliases"].items()]
+    width = max((len(name) for name, _, _ in rows), default=0)
+    for name, commit, colour in rows:
+        session.line(f"{colour(name.ljust(width))}  {commit[:12]}")
+    if not rows:
+        session.line(f"No commit yet; {document['head']} is where the first import goes.")
+        session.hint("mlc import DIR")

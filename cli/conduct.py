@@ -1,0 +1,69 @@
+"""What every changing verb does around its one call: run it, show the commit, say what the gate or check said.
+
+A refused candidate and a failed check are answers too: the document is printed, then the error leaves with its exit code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..registry.errors import CheckFailed, GateRefused
+from .context import Session
+from .render.commit import made_lines
+from .views import commit_json, delta_json
+
+
+def conduct(
+    session: Session, work: Callable[[], Any], *, hint: Callable[[dict[str, Any]], str], proof: Callable[[Any], str] | None = None
+) -> None:
+    """Call `work` for an Outcome and answer with its commit. `hint` gets the commit object, `proof` adds a sentence."""
+    try:
+        outcome = work()
+    except GateRefused as refusal:
+        outcome = refusal.details["outcome"]
+        document = outcome_json(session, outcome)
+        session.show(document, lambda: _say(session, document, moved=False))
+        raise
+    except CheckFailed as failure:
+        check = failure.details.get("check") or {}
+        session.show({"commit": None, "check": check}, lambda: _say_check(session, check))
+        raise
+    if outcome.commit is None:
+        show_plan(session, outcome)
+        return
+    document = outcome_json(session, outcome)
+    session.show(document, lambda: _say(session, document, moved=outcome.ref_moved))
+    if proof is not None:
+        session.line(proof(outcome))
+    session.hint(hint(document["commit"]))
+
+
+def outcome_json(session: Session, outcome: Any) -> dict[str, Any]:
+    """`{"commit": ..., "warnings": [...], "ref_moved": ...}`."""
+    commit_id = outcome.commit_id
+    total = len(session.repo.snapshot(outcome.commit.snapshot).tensors)
+    commit = commit_json(commit_id, outcome.commit, branch=outcome.branch, delta=delta_json(outcome.deltas, total))
+    return {"commit": commit, "warnings": list(outcome.warnings), "ref_moved": outcome.ref_moved}
+
+
+def _say(session: Session, document: dict[str, Any], *, moved: bool) -> None:
+    for text in document["warnings"]:
+        session.warn(text)
+    for line in made_lines(document["commit"], session.paint, moved=moved):
+        session.line(line)
+
+
+def _say_check(session: Session, check: dict[str, Any]) -> None:
+    from .render.commit import brief
+
+    for key, value in check.items():
+        session.line(f"  {key}  {brief(value)}")
+
+
+def show_plan(session: Session, outcome: Any) -> None:
+    """Answer a --dry-run: what would be touched, and what it would cost."""
+    from .render.plan import plan_json, plan_lines
+
+    document = {"plan": plan_json(outcome.plan), "warnings": list(outcome.warnings)}
+    session.show(document, lambda: [session.line(line) for line in plan_lines(document["plan"], session.paint)][:0])

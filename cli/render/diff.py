@@ -1,0 +1,122 @@
+"""Two versions side by side: flips with their certainty, distances by layer and role, what changed in the config."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from ..context import Session
+from . import text
+
+FEW_FLIPS = 20  # shown without --flips? none; with it, all that were asked for
+
+
+def render_behaviour(session: Session, suites: dict[str, Any], *, flips: bool) -> None:
+    """One row per suite, then the flips of each when asked for."""
+    from .console import print_table
+
+    paint = session.paint
+    judged = {name: s for name, s in suites.items() if s["acc_a"] is not None}
+    others = {name: s for name, s in suites.items() if s["acc_a"] is None}
+    if judged:
+        rows = [
+            (
+                name, f"{s['n']:,}", f"{text.percent(s['acc_a'])} -> {text.percent(s['acc_b'])}",
+                _red(session, s["negative_flips"]), str(s["positive_flips"]), text.percent(s["nfr"]), text.percent(s["nfr_upper95"]),
+                _p(s["mcnemar_p"]), text.percent(s["churn"]),
+            )
+            for name, s in judged.items()
+        ]  # fmt: skip
+        columns = ("suite", "n", "accuracy", "lost", "won", "nfr", "nfr below", "McNemar p", "churn")
+        print_table(session.console(), columns, rows, right=columns[1:])
+        session.line(paint.dim("lost: right before, wrong now (negative flips). nfr below: upper 95 % bound of their rate."))
+    for name, s in others.items():
+        before, after = s["metrics"]["a"], s["metrics"]["b"]
+        shown = "  ".join(f"{metric} {text.number(before.get(metric))} -> {text.number(after.get(metric))}" for metric in after)
+        session.line(f"{paint.cyan(name)}  {shown}")
+    if flips:
+        for name, s in judged.items():
+            _render_flips(session, name, s)
+
+
+def _red(session: Session, count: int) -> str:
+    return session.paint.red(str(count)) if count else "0"
+
+
+def _p(value: float) -> str:
+    return "<0.0001" if value < 1e-4 else f"{value:.4f}"
+
+
+def _render_flips(session: Session, name: str, suite: dict[str, Any]) -> None:
+    from .console import print_table
+
+    paint = session.paint
+    session.line()
+    total = suite["negative_flips"] + suite["positive_flips"]
+    if not total:
+        session.line(f"{paint.cyan(name)}  no flips.")
+        return
+    session.line(
+        f"{paint.cyan(name)}  {text.count(total, 'flip')}" + (f", {len(suite['flips'])} shown." if len(suite["flips"]) < total else ".")
+    )
+    colour = {"negative": paint.red, "positive": paint.green}
+    rows = [
+        (
+            colour[f["kind"]]({"negative": "lost", "positive": "won"}[f["kind"]]),
+            *(text.printable(str(f[k] if f[k] is not None else "-")) for k in ("example", "answer", "a", "b")),
+        )
+        for f in suite["flips"]
+    ]
+    if rows:
+        print_table(session.console(), ("", "example", "answer", "A said", "B says"), rows)
+
+
+def render_weights(session: Session, found: dict[str, Any], *, full: bool) -> None:
+    """A sentence; by role, or with `full` by layer and role."""
+    from .console import print_table
+
+    parts = [f"{found['tensors_changed']:,} of {text.count(found['tensors_total'], 'tensor')} changed"]
+    parts += [f"{len(found[key])} {key}" for key in ("added", "removed") if found[key]]
+    session.line(f"{session.paint.cyan('weights')}  {', '.join(parts)}.")
+    if full and found["layers"]:
+        strongest = max((row["rel_l2"] or 0.0 for row in found["layers"]), default=0.0)
+        rows = [
+            (
+                "-" if row["layer"] is None else str(row["layer"]), row["role"], str(row["tensors"]),
+                text.number(row["rel_l2"]), text.number(row["max_abs"]), bar(row["rel_l2"], strongest),
+            )
+            for row in found["layers"]
+        ]  # fmt: skip
+        print_table(
+            session.console(),
+            ("layer", "role", "tensors", "rel l2", "max abs", ""),
+            rows,
+            right=("layer", "tensors", "rel l2", "max abs"),
+            styles={"": "cyan"},
+        )
+    for key in ("added", "removed"):
+        for name in found[key] if full else ():
+            session.line(f"  {key}  {text.printable(name)}")
+
+
+def bar(value: float | None, most: float, width: int = 20) -> str:
+    """A length for a number."""
+    return "█" * max(1, round(width * value / most)) if value and most else ""
+
+
+def render_config(session: Session, config: dict[str, Any], files: dict[str, list[str]]) -> None:
+    """Keys and files that differ; nothing when none does."""
+    paint = session.paint
+    for key, (old, new) in config["changed"].items():
+        session.line(f"{paint.cyan('config')}  {key}: {_short(old)} -> {_short(new)}")
+    for word, sign in (("added", "+"), ("removed", "-")):
+        for key, value in config[word].items():
+            session.line(f"{paint.cyan('config')}  {sign} {key}: {_short(value)}")
+    for word, paths in files.items():
+        for path in paths:
+            session.line(f"{paint.cyan('file')}  {word}  {text.printable(path)}")
+
+
+def _short(value: Any) -> str:
+    shown = json.dumps(value, ensure_ascii=False)
+    return text.printable(shown if len(shown) <= 60 else shown[:57] + "...")

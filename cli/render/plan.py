@@ -1,0 +1,41 @@
+"""What a --dry-run says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import text
+from .style import Paint
+
+
+def plan_json(plan: Any) -> dict[str, Any]:
+    """A plan as JSON: sizes in bytes, time in seconds; None where nothing is known."""
+    return {
+        "summary": plan.summary,
+        "touches": list(plan.touches),
+        "bytes_touched": plan.bytes_touched,
+        "trainable": plan.trainable,
+        "steps": plan.steps,
+        "seconds": plan.seconds,
+        "memory": plan.memory,
+        "details": dict(plan.details),
+    }
+
+
+def plan_lines(plan: dict[str, Any], paint: Paint) -> list[str]:
+    """A sentence, then what it costs."""
+    from .commit import brief
+
+    shown = plan["touches"][:8]
+    more = f" and {len(plan['touches']) - len(shown)} more" if len(plan["touches"]) > len(shown) else ""
+    rows = [
+        ("tensors", f"{len(plan['touches']):,}: {', '.join(text.printable(t) for t in shown)}{more}" if shown else "none"),
+        ("bytes", text.size(plan["bytes_touched"])),
+        ("trained", f"{plan['trainable']:,} elements" if plan["trainable"] else ""),
+        ("steps", f"{plan['steps']:,}" if plan["steps"] else ""),
+        ("time", f"about {text.seconds(plan['seconds'])}" if plan["seconds"] is not None else ""),
+        ("memory", f"about {text.size(plan['memory'])}" if plan["memory"] is not None else ""),
+        *((key, brief(value)) for key, value in plan["details"].items()),
+    ]
+    width = max(len(label) for label, value in rows if value)
+    return [plan["summary"], *(f"  {paint.dim(label.ljust(width))}  {value}" for label, value in rows if value), "Nothing was written."]
