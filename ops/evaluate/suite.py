@@ -73,22 +73,12 @@ def load_suite(path: Path) -> Suite:
     path = Path(path)
     settings = _read_toml(path)
     door = _Door(path, settings)
-    kind = door.kind()
+    name, kind = door.name(), door.kind()
+    chosen = {"metric": door.metric(kind), "fields": door.fields(kind), "slices": door.slices()}
+    chosen |= {"template": door.template(kind), "seq_len": door.seq_len(kind)}
     data = path.parent / door.text("data")
     payload = _read(data, f"the data file of suite {path.name}")
-    return Suite(
-        name=door.name(),
-        kind=kind,
-        path=path,
-        data=data,
-        metric=door.metric(kind),
-        fields=door.fields(kind),
-        slices=door.slices(),
-        template=door.template(kind),
-        seq_len=door.seq_len(kind),
-        digest=suite_digest(settings, data.name, payload),  # last: by now every value is known to be plain
-        payload=payload,
-    )
+    return Suite(name, kind, path, data, suite_digest(settings, data.name, payload), payload=payload, **chosen)
 
 
 def suite_digest(settings: dict[str, Any], data_name: str, payload: bytes) -> str:
@@ -109,12 +99,13 @@ def _read(path: Path, what: str) -> bytes:
 def _read_toml(path: Path) -> dict[str, Any]:
     raw = _read(path, "the suite file")
     try:
-        return tomllib.loads(raw.decode("utf-8"))
+        return tomllib.loads(raw.decode("utf-8").replace("\r\n", "\n"))
     except UnicodeDecodeError as fault:
         raise BadRecipe(f"{path} is not UTF-8 text", hint="a suite is a TOML file", path=str(path)) from fault
     except tomllib.TOMLDecodeError as fault:
         place = re.search(r"line (\d+), column (\d+)", str(fault))
-        where = {"line": int(place[1]), "column": int(place[2])} if place else {}
+        end = raw.count(b"\n") + 1  # "at end of document"
+        where = {"line": int(place[1]), "column": int(place[2])} if place else {"line": end, "column": 1}
         raise BadRecipe(
             f"{path} is not valid TOML: {fault}", hint="see `mlc eval --help` for a suite's keys", path=str(path), **where
         ) from fault
