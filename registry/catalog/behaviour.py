@@ -79,7 +79,7 @@ def find_evaluation(repo: Any, snapshot: str, suite_digest: str, limit: int | No
 
 def _evaluations(repo: Any, where: str, values: dict[str, Any]) -> list[EvaluationRow]:
     rows = repo.catalog.read(repo, lambda connection: connection.execute(_EVALUATIONS.format(where=where), values).fetchall())
-    return [EvaluationRow(*row[:-1], {pair["k"]: pair["v"] for pair in row[-1] or ()}) for row in rows]
+    return [EvaluationRow._make((*row[:-1], {pair["k"]: pair["v"] for pair in row[-1] or ()})) for row in rows]
 
 
 _PAIRS = """
@@ -111,7 +111,7 @@ def compare(repo: Any, a: int, b: int, limit: int | None = None) -> Comparison:
             if slices
             else SliceCounts(None, *[0] * 6)
         )
-        return Comparison(total, slices, *alone, [Flip._make(row) for row in flips])
+        return Comparison(total, slices, alone[0], alone[1], [Flip._make(row) for row in flips])
 
     return repo.catalog.read_loaded(repo, {a, b}, ask)
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from .. import fs
 from ..errors import IntegrityError
 from .connection import CatalogFault, Damaged, Rows, State, applied, duckdb_error, is_damage, memory, one_line, reader, transaction, writer
 from .predictions import insert_all, insert_slice, read_table, unfinished
@@ -24,7 +25,7 @@ from .projection import JournalRecord, project
 from .source import RepositorySource
 
 T = TypeVar("T")
-BATCH = 2000  # records of one transaction in a file that nobody else sees: bounds memory
+BATCH = 4000  # records of one transaction in a file that nobody else sees: bounds memory
 TAIL = 50  # records of one transaction in the live file: bounds the time under the lock
 FAR = 1000  # records behind: from here on a rebuild beside the live file is kinder to readers
 PATIENCE = 0.02  # seconds a reader gives a writer that stands between its journal record and its projection
@@ -98,11 +99,11 @@ class Catalog:
     def _read_after_repair(self, repo: Any, work: Callable[[Any], T]) -> T:
         if os.access(self.path.parent, os.W_OK):
             try:
-                self.refresh(repo)
+                self.apply(repo)
                 with self._locks.shared("catalog"), reader(self.path) as connection:
                     _warn(repo, applied(connection))
                     return work(connection)
-            except (CatalogFault, OSError) as fault:
+            except (CatalogFault, fs.ReadOnlyRegistry, fs.DiskFull, fs.DiskFault, OSError) as fault:
                 reason = str(fault)
         else:
             reason = "this registry cannot be written"
@@ -148,7 +149,7 @@ class Catalog:
         Identical rows; a damaged catalog is kept in quarantine. Raises CatalogFault.
         """
         scratch = self.path.parent / "tmp" / f"reindex-{os.getpid()}-{secrets.token_hex(4)}"
-        scratch.mkdir(mode=0o700, parents=True)
+        fs.make_dir(scratch)
         fresh = scratch / "catalog.duckdb"
         try:
             with writer(fresh) as connection:
@@ -157,13 +158,12 @@ class Catalog:
                 with writer(fresh) as connection:  # what was journaled while we built
                     project(connection, RepositorySource(repo), _after(repo, applied(connection)), TAIL)
                 self._retire(repo)
-                fresh.rename(self.path)
+                fs.rename(fresh, self.path)
+                fs.fsync_dir(self.path.parent)
         except duckdb_error() as fault:
             raise CatalogFault(f"the catalog could not be rebuilt: {one_line(fault)}", hint="free some space, then: mlc reindex") from fault
         finally:
-            for leftover in scratch.iterdir():
-                leftover.unlink()
-            scratch.rmdir()
+            fs.remove_tree(scratch)
 
     # --- one step of each --------------------------------------------------------------------------------
 
@@ -220,16 +220,17 @@ class Catalog:
                 _after(repo, applied(connection))
         except (Damaged, duckdb_error()):
             return self._quarantine()
-        for path in self._files():
-            path.unlink()
+        for path in reversed(self._files()):  # the log first: without its file it would be replayed into the next one
+            fs.remove(path)
 
     def _quarantine(self) -> None:
         files = self._files()
         if files:
             place = self.path.parent / "quarantine" / f"catalog-{time.strftime('%Y%m%dT%H%M%S')}-{secrets.token_hex(4)}"
-            place.mkdir(mode=0o700, parents=True)
-            for path in reversed(files):  # the log first: a log without its file would be replayed into the next one
-                path.rename(place / path.name)
+            fs.make_dir(place)
+            for path in reversed(files):
+                fs.rename(path, place / path.name)
+            fs.fsync_dir(place)
 
     def _files(self) -> list[Path]:
         return [path for path in (self.path, self.path.with_name(self.path.name + ".wal")) if path.exists()]

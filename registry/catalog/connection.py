@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,7 +95,7 @@ def transaction(connection: Any) -> Iterator[None]:
 def create_schema(connection: Any) -> None:
     """Make the tables, in one transaction, and checkpoint: DDL never waits in the write-ahead log."""
     with transaction(connection):
-        connection.execute(resources.files(__package__).joinpath("schema.sql").read_text(encoding="utf-8"))
+        connection.execute(Path(__file__).with_name("schema.sql").read_text(encoding="utf-8"))
         connection.execute("insert into schema_number values (?)", [SCHEMA_NUMBER])
     connection.execute("checkpoint")
 
@@ -139,7 +138,7 @@ def one_line(fault: BaseException) -> str:
     return " ".join(line for line in lines if line and not line.startswith(("LINE ", "^"))) or type(fault).__name__
 
 
-def _connect(path: str, *, read_only: bool, config: dict[str, str]) -> Any:
+def _connect(path: str, *, read_only: bool, config: dict[str, Any]) -> Any:
     import duckdb
 
     try:

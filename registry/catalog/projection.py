@@ -12,14 +12,14 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..delta.dtypes import byte_size
 from ..errors import IntegrityError
 from ..records import Json, canonical
 from .connection import transaction
 from .insertion import Inserter
-from .source import JournalRecord, Source
+from .source import JournalRecord, Source, parse
 
 REMEMBERED = 64  # tensor tables of snapshots kept while projecting; branches that alternate more widely are read back by a query
 
@@ -33,7 +33,15 @@ class _Place:
     snapshot: str
 
 
-_Table = dict[str, tuple[int, str]]  # tensor name -> (number in tensor_entries, digest)
+class _Held(NamedTuple):
+    """A tensor of a snapshot: its number in tensor_entries, its digest, its bytes."""
+
+    entry: int
+    digest: str
+    size: int
+
+
+_Table = dict[str, _Held]
 
 
 class Projector:
@@ -88,28 +96,30 @@ class Projector:
         name = body["commit"]
         if self._place(name) is not None:
             return  # the same commit recorded again: only its refs are new
-        commit = self._source.commit(name)
+        text = self._source.commit(name)
+        commit = parse(text, f"commit {name}")
         parents = [place for place in map(self._place, commit["parents"]) if place]
         if len(parents) < len(commit["parents"]):
             self._rows.add("unreadable", seq, name, "a parent of this commit could not be read")
         before = self._table(parents[0].snapshot) if parents else {}
-        table, sizes = {}, {}
+        table: _Table = {}
         with self._tolerating(seq, commit["snapshot"]):
-            table, sizes = self._snapshot(commit["snapshot"], before)
-        deltas = self._deltas(record, table, sizes)
+            table = self._snapshot(commit["snapshot"], before)
+        deltas = self._deltas(record, table, before)
         generation = 1 + max((parent.generation for parent in parents), default=-1)
         self._places[name] = _Place(seq, generation, commit["snapshot"])
-        op, verdict = commit["op"], commit["verdict"]
+        op, outcome = commit["op"], commit["verdict"]["outcome"]
+        codecs = _json(Counter(row[4] for row in deltas))
+        stored, logical = sum(row[5] for row in deltas), sum(row[6] for row in deltas)
         self._rows.add(
             "commits", seq, name, [parent.seq for parent in parents], generation, commit["snapshot"], _branch(body), op["name"],
-            op["version"], _json(op["params"]), commit["author"], commit["time"], commit["message"], verdict["outcome"], len(table),
-            len(deltas), sum(row[6] for row in deltas), sum(row[5] for row in deltas), _json(Counter(row[4] for row in deltas)),
-            _json(commit),
+            op["version"], _json(op["params"]), commit["author"], commit["time"], commit["message"], outcome, len(table), len(deltas),
+            logical, stored, codecs, text,
         )  # fmt: skip
         self._rows.extend("parents", [(name, ordinal, parent) for ordinal, parent in enumerate(commit["parents"])])
         self._rows.extend("datasets", [(name, i["role"], i["name"], i["digest"], i["bytes"]) for i in commit["inputs"]])
         self._rows.extend("artifacts", [(name, a["kind"], a["key"], a["digest"], a["bytes"]) for a in commit["artifacts"]])
-        self._rules(seq, name, verdict)
+        self._rules(seq, name, commit["verdict"])
 
     def _place(self, commit: str) -> _Place | None:
         if commit not in self._places and not self._empty:
@@ -127,33 +137,25 @@ class Projector:
 
     # --- tensors -----------------------------------------------------------------------------------------
 
-    def _snapshot(self, name: str, before: _Table) -> tuple[_Table, dict[str, int]]:
-        """The snapshot's tensor table, and the bytes of each tensor that `before` does not hold; its rows, when it is new."""
+    def _snapshot(self, name: str, before: _Table) -> _Table:
+        """The snapshot's tensor table; its rows too, when it is new. A tensor that `before` holds as well keeps its number."""
         if self._known(name):
-            table = self._table(name)
-            changed = [tensor for tensor, (_, digest) in table.items() if before.get(tensor, (0, ""))[1] != digest]
-            return table, self._sizes({table[tensor][0]: tensor for tensor in changed})
+            return self._table(name)
         snapshot = self._source.snapshot(name)
-        table, sizes, total = {}, {}, 0
+        table: _Table = {}
         for tensor in snapshot["tensors"]:
-            size = byte_size(tensor["dtype"], tensor["shape"])
-            total += size
             held = before.get(tensor["name"])
-            if held is not None and held[1] == tensor["digest"]:
-                table[tensor["name"]] = held
-                continue
-            self._entries += 1
-            table[tensor["name"]] = (self._entries, tensor["digest"])
-            sizes[tensor["name"]] = size
-            self._rows.add("tensor_entries", self._entries, tensor["name"], tensor["dtype"], tensor["shape"], tensor["digest"])
-        files = snapshot["files"]
-        self._rows.add(
-            "snapshots", name, snapshot["kind"], snapshot["base"], len(table), len(files), total, sum(file["size"] for file in files),
-            [entry for entry, _ in table.values()],
-        )  # fmt: skip
+            if held is None or held.digest != tensor["digest"]:
+                self._entries += 1
+                held = _Held(self._entries, tensor["digest"], byte_size(tensor["dtype"], tensor["shape"]))
+                self._rows.add("tensor_entries", self._entries, tensor["name"], tensor["dtype"], tensor["shape"], tensor["digest"])
+            table[tensor["name"]] = held
+        files, entries = snapshot["files"], [held.entry for held in table.values()]
+        tensor_bytes, file_bytes = sum(held.size for held in table.values()), sum(file["size"] for file in files)
+        self._rows.add("snapshots", name, snapshot["kind"], snapshot["base"], len(table), len(files), tensor_bytes, file_bytes, entries)
         self._snapshots.add(name)
         self._remember(name, table)
-        return table, sizes
+        return table
 
     def _known(self, snapshot: str) -> bool:
         if snapshot in self._snapshots:
@@ -170,9 +172,12 @@ class Projector:
             self._tables.move_to_end(snapshot)
             return self._tables[snapshot]
         self._rows.flush()
-        query = """select t.name, t.entry, t.digest from (select unnest(entries) as entry, generate_subscripts(entries, 1) as place
-                   from snapshots where snapshot = ?) join tensor_entries t using (entry) order by place"""
-        table = {name: (entry, digest) for name, entry, digest in self._connection.execute(query, [snapshot]).fetchall()}
+        query = """
+            select t.name, t.entry, t.digest, t.dtype, t.shape
+            from (select unnest(entries) as entry, generate_subscripts(entries, 1) as place from snapshots where snapshot = ?)
+            join tensor_entries t using (entry) order by place"""
+        rows = self._connection.execute(query, [snapshot]).fetchall()
+        table = {name: _Held(entry, digest, byte_size(dtype, shape)) for name, entry, digest, dtype, shape in rows}
         self._remember(snapshot, table)
         return table
 
@@ -181,15 +186,7 @@ class Projector:
         if len(self._tables) > REMEMBERED:
             self._tables.popitem(last=False)
 
-    def _sizes(self, names: dict[int, str]) -> dict[str, int]:
-        if not names:
-            return {}
-        self._rows.flush()
-        query = "select entry, dtype, shape from tensor_entries where entry in (select unnest(?::integer[]))"
-        rows = self._connection.execute(query, [list(names)]).fetchall()
-        return {names[entry]: byte_size(dtype, shape) for entry, dtype, shape in sorted(rows)}
-
-    def _deltas(self, record: JournalRecord, table: _Table, sizes: dict[str, int]) -> list[tuple[Any, ...]]:
+    def _deltas(self, record: JournalRecord, table: _Table, before: _Table) -> list[tuple[Any, ...]]:
         """One row per tensor that differs from the first parent's. What the commit's list does not tell was stored before: codec `ref`."""
         commit, digest = record.body["commit"], record.body.get("deltas")
         told: dict[str, dict[str, Json]] = {}
@@ -197,13 +194,14 @@ class Projector:
             with self._tolerating(record.seq, digest):
                 told = {delta["tensor"]: delta for delta in self._source.deltas(digest)}
         rows = []
-        for tensor in sorted(sizes):
-            target = table[tensor][1]
+        for tensor, held in table.items():
+            if tensor in before and before[tensor].digest == held.digest:
+                continue
             d = told.get(tensor)
-            if d is None or d["target"] != target:
-                d = {"base": None, "codec": "ref", "bytes_stored": 0, "bytes_logical": sizes[tensor]}
+            if d is None or d["target"] != held.digest:
+                d = {"base": None, "codec": "ref", "bytes_stored": 0, "bytes_logical": held.size}
             moved = [d.get(key) for key in ("rank", "nnz", "l2", "rel_l2", "max_abs")]
-            rows.append((commit, tensor, d["base"], target, d["codec"], d["bytes_stored"], d["bytes_logical"], *moved))
+            rows.append((commit, tensor, d["base"], held.digest, d["codec"], d["bytes_stored"], d["bytes_logical"], *moved))
         self._rows.extend("deltas", rows)
         return rows
 

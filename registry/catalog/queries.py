@@ -6,10 +6,12 @@ columns asked for, so that ten thousand of them cost little Python.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from .. import lineage
 from ..errors import BadParameter, RefNotFound
 from ..records import Json
 
@@ -114,7 +116,8 @@ def log(
     `op` is an operation's name or its first part (`unlearn` finds `unlearn.ssd`); `since` a beginning of ISO 8601 in UTC;
     `metrics` are `suite.metric` names, answered as the commit's own record has them, else as last measured on its snapshot.
     A parent is recorded before its child, so the journal's order read backwards is newest first and never shows a parent above
-    its child: reachability is one pass over sorted integers, not a recursion. Raises BadParameter for a metric without a dot.
+    its child: reachability is one pass over sorted integers, not a recursion. With a filter, `parent_seqs` are the nearest commits
+    behind that it shows. Raises BadParameter for a metric without a dot.
     """
     values: dict[str, Any] = {}
     query = _LOG.format(shown=_filter(op, since, values), **_metrics(metrics, values))
@@ -123,24 +126,28 @@ def log(
         starts = None if start is None else _seqs(connection, start)
         values["top"] = 2**62 if starts is None else max(starts, default=0)
         cursor = connection.execute(query, values)
-        return _take(cursor.fetchall() if n is None else _stream(cursor), starts, n)
+        if op is None and since is None:
+            reachable = _reachable(cursor.fetchall() if n is None else _stream(cursor), starts)
+            return [LogRow._make(row[:-1]) for row in itertools.islice(reachable, n)]
+        return _thinned(list(_reachable(cursor.fetchall(), starts)))[:n]
 
     return repo.catalog.read(repo, ask)
 
 
-def _take(rows: Iterable[tuple[Any, ...]], starts: set[int] | None, n: int | None) -> list[LogRow]:
-    taken: list[LogRow] = []
-    reachable = starts
+def _reachable(rows: Iterable[tuple[Any, ...]], starts: set[int] | None) -> Iterator[tuple[Any, ...]]:
+    if starts is None:
+        yield from rows
+        return
     for row in rows:
-        if len(taken) == n:
-            break
-        if reachable is not None:
-            if row[0] not in reachable:
-                continue
-            reachable.update(row[2])
-        if row[-1]:
-            taken.append(LogRow._make(row[:-1]))
-    return taken
+        if row[0] in starts:
+            starts.update(row[2])
+            yield row
+
+
+def _thinned(rows: list[tuple[Any, ...]]) -> list[LogRow]:
+    """Only the rows that the filter shows; each follows the nearest shown ones, so that a graph of them hangs together."""
+    behind = dict(lineage.thinned([(row[0], row[2]) for row in rows], {row[0] for row in rows if row[-1]}))
+    return [LogRow._make((*row[:2], behind[row[0]], *row[3:-1])) for row in rows if row[-1]]
 
 
 def _stream(cursor: Any) -> Iterator[tuple[Any, ...]]:
@@ -190,7 +197,8 @@ def details(repo: Any, commits: Sequence[str]) -> dict[str, CommitDetail]:
 
 def _detail(seq: int, branch: str | None, record: str, verdict: str | None, *counts: Any) -> CommitDetail:
     commit = json.loads(record)
-    return CommitDetail(seq, branch, commit, json.loads(verdict) if verdict else commit["verdict"], *counts[:-1], json.loads(counts[-1]))
+    judged = json.loads(verdict) if verdict else commit["verdict"]
+    return CommitDetail._make((seq, branch, commit, judged, *counts[:-1], json.loads(counts[-1])))
 
 
 def commit_detail(repo: Any, commit: str) -> CommitDetail:

@@ -38,7 +38,7 @@ class PackedObject(Protocol):
 class Source(Protocol):
     """Where projection reads what a journal record names. Every method raises IntegrityError when bytes are missing or wrong."""
 
-    def commit(self, commit: str) -> dict[str, Json]: ...
+    def commit(self, commit: str) -> str: ...  # the canonical JSON
     def snapshot(self, snapshot: str) -> dict[str, Json]: ...
     def deltas(self, digest: str) -> list[dict[str, Json]]: ...
     def evaluation(self, digest: str) -> tuple[str, dict[str, Json]]: ...  # Evaluation.id and the record
@@ -52,7 +52,7 @@ class RepositorySource:
     def __init__(self, repo: Any) -> None:
         self._repo = repo
 
-    def commit(self, commit: str) -> dict[str, Json]:
+    def commit(self, commit: str) -> str:
         """A commit's canonical JSON, from its own file."""
         try:
             data = (self._repo.path / "objects" / "commits" / f"{commit}.json").read_bytes()
@@ -60,7 +60,7 @@ class RepositorySource:
             raise MissingObject(f"commit {commit} is not in the registry", hint="mlc fsck") from fault
         if record_digest("mlc.commit.v1", data) != commit:
             raise HashMismatch(f"commit {commit} does not hold the bytes of its name", hint="mlc fsck")
-        return parse(data, f"commit {commit}")
+        return data.decode()
 
     def snapshot(self, snapshot: str) -> dict[str, Json]:
         return self._record("mlc.snapshot.v1", snapshot)
@@ -86,9 +86,9 @@ class RepositorySource:
         return parse(self._blob(digest)[len(domain) + 1 :], digest)
 
 
-def parse(data: bytes | memoryview, what: str) -> Json:
+def parse(data: str | bytes, what: str) -> Json:
     """JSON bytes of a record of ours. Raises CorruptRecord."""
     try:
-        return json.loads(bytes(data))
+        return json.loads(data)
     except ValueError as fault:
         raise CorruptRecord(f"{what} is not valid JSON", hint="mlc fsck") from fault
