@@ -13,7 +13,7 @@ from ..errors import BadInputFile
 from ..records import FileEntry, Snapshot, TensorDelta, TensorEntry
 from . import peft
 from .names import shown
-from .safetensors import Entry, Header, read_header
+from .safetensors import Entry, read_header
 from .source import Source
 from .storing import Storing
 from .walk import FoundFile, opened, read_exactly
@@ -39,7 +39,7 @@ def ingest(
     with ThreadPoolExecutor(1, thread_name_prefix="sha256") as hashing:
         for file in source.files:
             if file.path in source.weights:
-                entry, found = _weights(storing, file, source.weights[file.path], hashing)
+                entry, found = _weights(storing, file, source, hashing)
                 tensors += found
             else:
                 entry = _blob(tx, file)
@@ -67,10 +67,10 @@ def _kind(source: Source, adapter_of: Snapshot | None, warnings: list[str]):
     return "adapter"
 
 
-def _weights(storing: Storing, file: FoundFile, scanned: Header, hashing: ThreadPoolExecutor) -> tuple[FileEntry, list[TensorEntry]]:
+def _weights(storing: Storing, file: FoundFile, source: Source, hashing: ThreadPoolExecutor) -> tuple[FileEntry, list[TensorEntry]]:
     with opened(file) as fd:
-        header = read_header(fd, path=file.path)
-        if header.raw != scanned.raw:
+        header = read_header(fd, path=file.path, limits=source.limits)
+        if header.raw != source.weights[file.path].raw:
             raise BadInputFile(f"{file.path} changed while it was imported", path=file.path, hint="wait until its writer has ended")
         sha256, found = hashlib.sha256(header.raw), []
         for entry in header.entries:

@@ -82,7 +82,7 @@ class _Edit:
         self.home = dict(self.origin)
         self.touched: set[str] = set()  # files set by the operation itself
         weights = [file.path for file in parent.files if file.kind == "weights"]
-        self.default_home = choose_primary(weights, shard_maps(tx.objects, parent))[-1]
+        self.default_home = choose_primary(weights, shard_maps(tx.repo.objects, parent))[-1]
 
     # --- changes ---------------------------------------------------------------------------------------------
 
@@ -152,7 +152,7 @@ class _Edit:
         return set(names) != set(file.tensors) or any(self.tensors[name] != self.storing.before[name] for name in names)
 
     def _rewritten(self, file: FileEntry, names: list[str]) -> FileEntry:
-        header = parse_header(self.tx.objects.blob(file.digest), path=file.path, size=file.size)
+        header = parse_header(self.tx.repo.objects.blob(file.digest), path=file.path, size=file.size)
         now = {name: (name, self.tensors[name].dtype, self.tensors[name].shape) for name in names}
         if now != {entry.name: (entry.name, entry.dtype, entry.shape) for entry in header.entries}:
             header = write_header(now.values(), header.metadata)
@@ -163,7 +163,7 @@ class _Edit:
 
     def _follow_indexes(self) -> None:
         shards = {file.path: file.tensors for file in self.files.values() if file.kind == "weights"}
-        for path, data in updated_indexes(self.tx.objects, self.parent, shards, self.tensors).items():
+        for path, data in updated_indexes(self.tx.repo.objects, self.parent, shards, self.tensors).items():
             if path in self.files and path not in self.touched:
                 self.files[path] = _blob_entry(self.tx, path, data)
 

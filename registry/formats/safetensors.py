@@ -124,6 +124,8 @@ def _bad(path: str, cause: str) -> BadInputFile:
 def _header_length(head: bytes, size: int, path: str, limits: Limits) -> int:
     if size < 8 or len(head) < 8:
         raise _bad(path, f"is not a safetensors file: {size} bytes cannot hold the header's length")
+    if head == b"version ":
+        raise BadInputFile(f"{path} is a Git LFS pointer and not the weights", path=path, hint="git lfs pull")
     (length,) = struct.unpack("<Q", head)
     if length > min(limits.header_bytes, _FORMAT_MAXIMUM):
         raise _bad(path, f"declares a header of {length} bytes, more than the limit of {min(limits.header_bytes, _FORMAT_MAXIMUM)}")

@@ -34,6 +34,7 @@ class Source:
     primary: tuple[str, ...]  # the files a loader would take
     adapter_config: dict[str, Any] | None
     warnings: tuple[str, ...]
+    limits: Limits
     converted: tuple[pickles.Converted, ...] = ()
 
     @property
@@ -97,7 +98,7 @@ def understand(root: Path, files: list[FoundFile], *, notes: Iterable[str] = (),
     warnings += [f"{path} is a pickle: kept as bytes, never opened" for path in pickled]
     warnings += [f"{file.path} is code: kept as bytes, never run" for file in files if file.path.endswith(".py")]
     is_adapter = ADAPTER_CONFIG in parsed and ADAPTER_WEIGHTS in weights
-    return Source(root, tuple(files), weights, primary, parsed[ADAPTER_CONFIG] if is_adapter else None, tuple(warnings))
+    return Source(root, tuple(files), weights, primary, parsed[ADAPTER_CONFIG] if is_adapter else None, tuple(warnings), limits)
 
 
 def _weights(headers: dict[str, Header], primary: tuple[str, ...], warnings: list[str], limits: Limits) -> dict[str, Header]:

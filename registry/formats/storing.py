@@ -33,7 +33,7 @@ class Storing:
         )
         entry = TensorEntry(name, dtype, tuple(shape), digest)
         if before is None or before.digest != digest:
-            self.deltas.append(self._delta(entry, before, len(data)))
+            self.deltas.append(self._delta(entry, before, data))
         return entry
 
     def copied(self, entry: TensorEntry) -> None:
@@ -42,17 +42,21 @@ class Storing:
             info = self.tx.info(entry.digest)
             self.deltas.append(TensorDelta(entry.name, entry.digest, entry.digest, "ref", info.raw_size, 0))
 
-    def _delta(self, entry: TensorEntry, before: TensorEntry | None, size: int) -> TensorDelta:
-        info = self.tx.info(entry.digest)
-        return TensorDelta(entry.name, info.base, entry.digest, info.codec, size, info.stored_size)
+    def _delta(self, entry: TensorEntry, before: TensorEntry | None, data: memoryview) -> TensorDelta:
+        info, moved = self.tx.info(entry.digest), {}
+        if before is not None and (before.dtype, before.shape) == (entry.dtype, entry.shape):
+            from .. import delta
+
+            moved = delta.stats(entry.dtype, data, self.tx.repo.objects.tensor_bytes(before.digest)) if hasattr(delta, "stats") else {}
+        return TensorDelta(entry.name, info.base, entry.digest, info.codec, len(data), info.stored_size, **moved)
 
 
 class Spool:
     """New tensors' bytes, kept for the hash of the files they end up in: in memory up to a bound, then in an unlinked file."""
 
     def __init__(self, tx: Transaction) -> None:
-        self._objects = tx.objects
-        self._file = tempfile.SpooledTemporaryFile(max_size=SPOOL_MEMORY)  # noqa: SIM115 - closed by __exit__
+        self._objects = tx.repo.objects
+        self._file = tempfile.SpooledTemporaryFile(max_size=SPOOL_MEMORY, dir=tx.repo.path / "tmp")  # noqa: SIM115 - closed by __exit__
         self._places: dict[Digest, tuple[int, int]] = {}
 
     def __enter__(self) -> Spool:
