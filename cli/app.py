@@ -22,15 +22,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the program and return its exit code. Never raises for a user's mistake."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     plain = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    how = {"as_json": "--json" in plain, "no_color": "--no-color" in plain}  # now: the parser takes the list apart
     try:
         with quiet_pipe():
             return _run(arguments)
     except BrokenPipeError:
         return 0
     except Exception as fault:
-        return _report(fault, as_json="--json" in plain, no_color="--no-color" in plain)
+        return _report(fault, **how)
     except KeyboardInterrupt:
-        return _report(Interrupted("Interrupted."), as_json="--json" in plain, no_color="--no-color" in plain)
+        return _report(Interrupted("Interrupted."), **how)
 
 
 def _run(arguments: list[str]) -> int:

@@ -11,7 +11,6 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -21,20 +20,19 @@ from .render.style import Paint
 
 if TYPE_CHECKING:
     from ..policies.settings import Settings
+    from ..registry.glance import Glance
     from ..registry.repository import Repository
     from .render.progress import Progress
 
 GLOBALS = "mlc.globals"  # key in the parser's shared `meta`
 
 
-@dataclass
 class Globals:
-    """The global options after those before and after the verb were put together."""
+    """The global options after those before and after the verb were put together. (No dataclass: their machinery costs 6 ms.)"""
 
-    registry: Path | None = None
-    json: bool = False
-    quiet: bool = False
-    no_color: bool = False
+    def __init__(self, registry: Path | None = None, *, no_color: bool = False) -> None:
+        self.registry, self.no_color = registry, no_color
+        self.json = self.quiet = False
 
 
 def merge_globals(meta: dict[str, Any], found: Any) -> Globals:
@@ -62,6 +60,18 @@ class Session:
 
         place = self.given.registry or os.environ.get("MLC_REGISTRY")
         return Repository.open(Path(place)) if place else Repository.discover(Path.cwd())
+
+    @cached_property
+    def names(self) -> Glance:
+        """Current branch and refs, from the text mirror where it is complete, else from the repository."""
+        from ..registry.glance import Glance, find, look
+
+        named = self.given.registry or os.environ.get("MLC_REGISTRY")
+        place = Path(named) if named else find(Path.cwd())
+        found = look(place) if place else None
+        if found is not None:
+            return found
+        return Glance(self.repo.path, self.repo.head(), self.repo.branches(), self.repo.tags(), self.repo.aliases())  # type: ignore[arg-type]
 
     @cached_property
     def settings(self) -> Settings:
@@ -182,7 +192,7 @@ def complete_refs(registry: Path | None, start: str) -> list[str]:
 
     session = Session(Globals(registry=registry))
     with contextlib.suppress(MlcError, OSError):
-        names = [*session.repo.branches(), *session.repo.tags(), *(f"@{a}" for a in session.repo.aliases()), "HEAD"]
+        names = [*session.names.branches, *session.names.tags, *(f"@{a}" for a in session.names.aliases), "HEAD"]
         return [name for name in names if name.startswith(start)]
     return []
 

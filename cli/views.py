@@ -51,8 +51,8 @@ def verdict_json(verdict: Verdict) -> dict[str, Any]:
 
 
 def delta_json(deltas: Iterable[TensorDelta], tensors_total: int) -> dict[str, Any]:
-    """How a commit was stored: `codecs` counts tensors by codec; a tensor that only points at an old one is no change."""
-    listed = [delta for delta in deltas if delta.codec != "ref"]
+    """What a commit changed against its first parent and how that is stored: `codecs` counts the changed tensors by codec."""
+    listed = list(deltas)
     return {
         "tensors_changed": len(listed),
         "tensors_total": tensors_total,
@@ -65,11 +65,6 @@ def delta_json(deltas: Iterable[TensorDelta], tensors_total: int) -> dict[str, A
 def tensors_json(snapshot: Snapshot) -> list[dict[str, Any]]:
     """Every tensor of a snapshot by name."""
     return [{"name": t.name, "dtype": t.dtype, "shape": list(t.shape), "digest": t.digest} for t in snapshot.tensors]
-
-
-def refs_json(head: str, branches: Mapping[str, str], tags: Mapping[str, str], aliases: Mapping[str, str]) -> dict[str, Any]:
-    """The `refs` object; ids are full."""
-    return {"head": head, "branches": dict(branches), "tags": dict(tags), "aliases": dict(aliases)}
 
 
 def updates_json(updates: Sequence[Any]) -> list[dict[str, Any]]:

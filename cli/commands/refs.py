@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..context import Session
-from ..views import refs_json
 
 
 def run(session: Session) -> None:
     """List branches, tags and aliases."""
-    repo = session.repo
-    document = refs_json(repo.head(), repo.branches(), repo.tags(), repo.aliases())
+    names = session.names
+    document = {"head": names.head, "branches": names.branches, "tags": names.tags, "aliases": names.aliases}
     session.show(document, lambda: _render(session, document))
 
 
-def _render(session: Session, document: dict) -> None:
+def _render(session: Session, document: dict[str, Any]) -> None:
     paint = session.paint
     rows = [(("* " if name == document["head"] else "  ") + name, commit, paint.green) for name, commit in document["branches"].items()]
     rows += [(f"  {name}", commit, paint.yellow) for name, commit in document["tags"].items()]

@@ -4,42 +4,35 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...registry.ids import CommitId, short
 from ..context import Session
 
 
 def run(session: Session) -> None:
     """Show the current branch, its tip and what is unfinished."""
-    repo = session.repo
-    head, branches = repo.head(), repo.branches()
-    tip = branches.get(head)
+    names = session.names
+    tip = names.branches.get(names.head)
     document: dict[str, Any] = {
-        "registry": str(repo.root),
-        "head": head,
+        "registry": str(names.path.parent.absolute()),
+        "head": names.head,
         "commit": _tip(session, tip) if tip else None,
-        "branches": len(branches),
-        "tags": len(repo.tags()),
-        "aliases": len(repo.aliases()),
+        "branches": len(names.branches),
+        "tags": len(names.tags),
+        "aliases": len(names.aliases),
         "runs": _unfinished(session),
     }
     session.show(document, lambda: _render(session, document))
 
 
 def _tip(session: Session, commit_id: str) -> dict[str, Any]:
-    commit = session.repo.commit(commit_id)
-    return {
-        "id": commit_id,
-        "short": commit_id[:12],
-        "snapshot": commit.snapshot,
-        "op": commit.op.name,
-        "message": commit.message,
-        "author": commit.author,
-        "time": commit.time,
-    }
+    record = session.names.commit(commit_id) or session.repo.commit(CommitId(commit_id)).to_json()  # the second says what is wrong
+    shown = {key: record[key] for key in ("snapshot", "message", "author", "time")}
+    return {"id": commit_id, "short": short(commit_id), "op": record["op"]["name"], **shown}
 
 
 def _unfinished(session: Session) -> list[dict[str, Any]]:
     """Resumable runs; their module is loaded only where a run left something behind."""
-    place = session.repo.path / "runs"
+    place = session.names.path / "runs"
     if not place.is_dir() or not any(place.iterdir()):
         return []
     from ..unfinished import unfinished

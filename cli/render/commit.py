@@ -26,10 +26,12 @@ def made_lines(commit: dict[str, Any], paint: Paint, *, moved: bool = True) -> l
 def delta_line(delta: dict[str, Any]) -> str:
     """`8 of 12 tensors changed, 1.0 MiB stored in 310.2 KiB (30.0 %).`"""
     if not delta["tensors_changed"]:
-        return f"{text.count(delta['tensors_total'], 'tensor')}, none new: nothing to store."
+        return f"{text.count(delta['tensors_total'], 'tensor')}, none changed."
+    changed = f"{delta['tensors_changed']:,} of {text.count(delta['tensors_total'], 'tensor')} changed"
+    if not delta["bytes_stored"]:
+        return f"{changed}, all of them stored already."
     share = f" ({text.percent(delta['bytes_stored'] / delta['bytes_logical'])})" if delta["bytes_logical"] else ""
-    kept = f"{text.size(delta['bytes_logical'])} stored in {text.size(delta['bytes_stored'])}{share}"
-    return f"{delta['tensors_changed']:,} of {text.count(delta['tensors_total'], 'tensor')} new, {kept}."
+    return f"{changed}, {text.size(delta['bytes_logical'])} stored in {text.size(delta['bytes_stored'])}{share}."
 
 
 def metric_lines(metrics: dict[str, dict[str, float | None]], paint: Paint) -> list[str]:
