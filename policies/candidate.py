@@ -59,7 +59,7 @@ def settle(court: Court, tx: Transaction, candidate: Candidate) -> Outcome:
         candidate.check,
         tuple(candidate.deltas),
     )
-    ruling = court.hear(case, tx=tx)
+    ruling = court.hear(case)
     candidate.warnings += ruling.gathered.warnings
     candidate.warnings += [f"{o.rule}: {o.sentence}" for o in ruling.verdict.rules if o.outcome == "warn"]
     candidate.inputs += [record for record in court.records if record not in candidate.inputs]
@@ -120,8 +120,8 @@ def _record(
         verdict=verdict,
     )
     if kept:  # said first: a refusal whose branch is known, or none
-        update = target.update(commit.id)
-        tx.record({"kind": "note", "note": "refused", "commit": commit.id, "branch": target.branch, "old": update.old}, [])
+        note = {"kind": "note", "note": "refused", "commit": commit.id, "branch": target.branch, "old": target.old}
+        repo.record(note, author=request.author)
     first = not repo.branches()
     refs = [] if kept else [target.update(commit.id)]
     commit_id = tx.commit(commit, refs=refs, reason=candidate.op.name, deltas=candidate.deltas)

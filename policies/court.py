@@ -9,7 +9,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from ..ops.evaluate.suite import Suite
 from ..registry.errors import BadRecipe, NotFound
@@ -25,7 +25,6 @@ from .weights import delta_facts
 
 if TYPE_CHECKING:
     from ..registry.repository import Repository
-    from ..registry.transaction import Transaction
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +71,15 @@ class Court:
         records = (*policies, *(suite.record() for suite in suites))
         return cls(repo, request, tuple(rules), tuple(suites), records, others, missing)
 
-    def hear(self, case: Case, *, bench: Bench | None = None, tx: Transaction | None = None) -> Ruling:
+    def asked_by(self, **changes: Any) -> Self:
+        """The same court for a request that differs in some answers."""
+        return dataclasses.replace(self, request=dataclasses.replace(self.request, **changes))
+
+    def hear(self, case: Case, *, bench: Bench | None = None) -> Ruling:
         """Measure what is not measured yet, and judge."""
         versions = {PARENT: case.before} | self.others
         snapshots = {label: self.repo.commit(commit).snapshot for label, commit in versions.items()}
-        gathered = gather(bench or Bench(self.repo, self.request), self.suites, case.snapshot.id, snapshots, tx=tx)
+        gathered = gather(bench or Bench(self.repo, self.request), self.suites, case.snapshot.id, snapshots)
         facts = Facts(
             op=case.op,
             branch=case.branch,
@@ -95,9 +98,9 @@ class Court:
             gathered.warnings.append("no suite is configured: behaviour was not judged ([eval] suites in mlc.toml)")
         return Ruling(judge(self.rules, facts, against=case.before), facts, gathered)
 
-    def baseline(self, snapshot: SnapshotId, *, tx: Transaction | None = None) -> Gathered:
+    def baseline(self, snapshot: SnapshotId) -> Gathered:
         """Measure one version that has nothing to be compared with."""
-        return gather(Bench(self.repo, self.request), self.suites, snapshot, {}, tx=tx)
+        return gather(Bench(self.repo, self.request), self.suites, snapshot, {})
 
     def _queries(self, case: Case, before: SnapshotId) -> dict[str, QueryResult]:
         from ..registry.catalog.console import console

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 from ..ops.base import Plan
-from ..registry import fs
 from ..registry.errors import RefMoved
 from ..registry.formats import directory
 from ..registry.ids import CommitId, short
@@ -70,13 +69,12 @@ def _root(court: Court, found: Source, params: dict[str, Json]) -> Outcome:
     branch, tip = fresh_branch(repo, request.branch)
     if request.dry_run:
         return _plan(found, f"import {params['source']} as the root of {branch}", branch)
-    fs.require_space(repo.path, found.bytes)
-    with repo.ingest() as tx:
+    with repo.ingest(estimate=found.bytes) as tx:
         snapshot, deltas, warnings = _stored(tx, found, request)
         if tip is not None:
             return _again(repo, branch, tip, snapshot)
         tx.seal()
-        measured = court.baseline(snapshot.id, tx=tx)
+        measured = court.baseline(snapshot.id)
         candidate = Candidate(Target(CommitId(""), branch, None), op_record("import", params), snapshot, (), deltas)
         candidate.warnings = [*warnings, *measured.warnings]
         candidate.inputs = list(court.records)
@@ -89,9 +87,8 @@ def _child(court: Court, found: Source, target: Target, op: OperationRecord, *, 
     if request.dry_run:
         summary = f"{op.name} {op.params['source']} as a child of {short(target.start)} on {target.branch}"
         return _plan(found, summary, target.branch)
-    fs.require_space(repo.path, found.bytes)
     parent = repo.snapshot(repo.commit(target.start).snapshot)
-    with repo.ingest() as tx:
+    with repo.ingest(estimate=found.bytes) as tx:
         snapshot, deltas, warnings = _stored(tx, found, request, parent, base=parent if onto else _base(repo, found, parent))
         if snapshot.id == parent.id:
             return _same(repo, target)

@@ -13,7 +13,6 @@ from ..ops.evaluate.flips import compare, compare_slices
 from ..ops.evaluate.suite import Suite, load_suite
 from ..registry.errors import BadRecipe, Incompatible
 from ..registry.ids import Digest, SnapshotId
-from ..registry.records import Evaluation
 from .environment import environment
 from .facts import Comparison, SuiteFacts
 from .outcome import Request
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ..registry.repository import Repository
-    from ..registry.transaction import Transaction
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,18 +66,18 @@ class Bench:
         self.repo, self.request = repo, request
         self._held: tuple[SnapshotId, Any] | None = None
 
-    def measure(self, snapshot: SnapshotId, suite: Suite, *, limit: int | None = None, tx: Transaction | None = None) -> Measured:
-        """The suite on the snapshot: from the catalog, else run and recorded. Raises Incompatible when the model cannot answer it."""
+    def measure(self, snapshot: SnapshotId, suite: Suite, *, limit: int | None = None) -> Measured:
+        """The suite on the snapshot: from the catalog, else run and recorded in a transaction of its own.
+
+        Raises Incompatible when the model cannot answer the suite.
+        """
         from ..ops.evaluate.runner import SCORER
         from ..registry.catalog.behaviour import find_evaluation
 
         row = find_evaluation(self.repo, snapshot, suite.digest, limit, SCORER)
         if row is not None:
             return Measured(Digest(row.id), row.metrics, row.n, Digest(row.predictions), True)
-        if tx is not None:
-            return self._run(tx, snapshot, suite, limit)
-        with self.repo.ingest(author=self.request.author) as own:
-            return self._run(own, snapshot, suite, limit)
+        return self._run(snapshot, suite, limit)
 
     def answers(self, measured: Measured) -> list[Answer]:
         """The recorded answers, one per example."""
@@ -87,7 +85,7 @@ class Bench:
 
         return outcomes(from_arrow(self.repo.blob(measured.predictions)))
 
-    def _run(self, tx: Transaction, snapshot: SnapshotId, suite: Suite, limit: int | None) -> Measured:
+    def _run(self, snapshot: SnapshotId, suite: Suite, limit: int | None) -> Measured:
         from ..ops.evaluate.runner import evaluate
 
         loaded = self._loaded(snapshot)
@@ -100,8 +98,9 @@ class Bench:
             model=loaded.model,
             tokenizer=loaded.tokenizer if _reads_text(suite) else None,
         )
-        evaluation: Evaluation = result.record(snapshot, tx.put_blob(result.rows), environment(forward=True))
-        tx.record_evaluation(evaluation)
+        with self.repo.ingest(estimate=len(result.rows)) as tx:
+            evaluation = result.record(snapshot, tx.put_blob(result.rows), environment(forward=True))
+            tx.record_evaluation(evaluation, author=self.request.author)
         return Measured(evaluation.id, result.metrics, result.n, evaluation.predictions, False)
 
     def _loaded(self, snapshot: SnapshotId) -> _Loaded:
@@ -137,9 +136,7 @@ def _reads_text(suite: Suite) -> bool:
 # --- gathering -------------------------------------------------------------------------------------------
 
 
-def gather(
-    bench: Bench, suites: Sequence[Suite], candidate: SnapshotId, others: Mapping[str, SnapshotId], *, tx: Transaction | None = None
-) -> Gathered:
+def gather(bench: Bench, suites: Sequence[Suite], candidate: SnapshotId, others: Mapping[str, SnapshotId]) -> Gathered:
     """The candidate on every suite, beside the other versions by label.
 
     A suite that no version can answer is left out with a warning. One that another version answers and the candidate
@@ -151,11 +148,11 @@ def gather(
     for label, snapshot in others.items():  # one version after the other: each model is loaded once
         for suite in suites:
             with contextlib.suppress(Incompatible):
-                theirs[suite.name][label] = bench.measure(snapshot, suite, tx=tx)
+                theirs[suite.name][label] = bench.measure(snapshot, suite)
     for suite in suites:
         before = theirs[suite.name]
         try:
-            measured = bench.measure(candidate, suite, tx=tx)
+            measured = bench.measure(candidate, suite)
         except Incompatible as reason:
             found.warnings.append(f"{suite.name} was not measured: {reason.message}")
             if before:

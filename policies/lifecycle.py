@@ -1,0 +1,225 @@
+"""The conductor: plan -> apply -> seal -> check -> evaluate -> gate -> commit -> move the ref.
+
+`run` takes any operation through these steps; the rooms beside this one do the same for content that comes from outside
+(imports.py) or from history (takeback.py), and decide about what was refused (promote.py). All of them are to be called
+from here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any, Unpack
+
+from ..ops.base import Change, Check, Operation, Plan, SetFile
+from ..registry.errors import BadParameter, CheckFailed, Incompatible, Interrupted, NotFound, RefMoved, StalePlan, UsageError
+from ..registry.formats import directory
+from ..registry.ids import CommitId, short
+from ..registry.records import Json, OperationRecord, Snapshot, TensorDelta, canonical
+from .adapters import merged_first
+from .asking import evaluate_rev, gate_rev
+from .candidate import Candidate, refused, settle
+from .court import Court
+from .imports import commit_directory, import_model
+from .naming import remove_name, set_name
+from .outcome import How, Outcome, Request
+from .promote import accept
+from .runs import ActiveRun, RunInfo, Runs
+from .takeback import revert, rollback
+from .targets import Target, aim
+
+if TYPE_CHECKING:
+    from ..registry.repository import Repository
+    from ..registry.transaction import Transaction
+    from ..registry.view import ModelView
+
+LATEST = "latest"  # instead of a run's id
+SEED = "run"  # the one seed that an operation derives everything random from
+
+
+def run(repo: Repository, op: Operation | None, *, ref: str | None = None, resume: str | None = None, **how: Unpack[How]) -> Outcome:
+    """Carry out `op` on `ref` (HEAD) and make history of the result.
+
+    An accepted result moves the branch. A refused one is kept without a ref and GateRefused is raised, with the outcome
+    in its details. CheckFailed when the operation is not satisfied with itself: nothing is committed. Interrupted when
+    the user stops it. `resume` (a run's id, or `latest`) goes on from the last saved state with the options that the run
+    was started with, and reaches the same snapshot; `op` may then be None, and StalePlan is raised when it is another.
+    """
+    request = Request.of(repo, **how)
+    court = Court.open(repo, request)
+    if resume is not None:
+        return _resumed(court, op, Runs(repo).find(None if resume == LATEST else resume, op.name if op else None))
+    if op is None:
+        raise BadParameter("no operation was named", hint="mlc runs lists what can be resumed")
+    target = aim(repo, ref, request.branch)
+    plan = op.plan(repo.view(target.start))
+    if request.dry_run:
+        return Outcome(branch=target.branch, plan=plan, warnings=tuple(op.expects().notes))
+    with Runs(repo).begin(**_asked(op, target, request)) as active:
+        return _carried_out(court, op, target, plan, active)
+
+
+def replay(repo: Repository, rev: str, **how: Unpack[How]) -> tuple[Outcome, bool]:
+    """Run the operation of a commit again on its parent and compare snapshots; records nothing.
+
+    Returns the commit as an outcome, and whether the same snapshot was reached.
+    """
+    from ..ops.catalog import load
+
+    request = Request.of(repo, **how)
+    commit_id = repo.resolve(rev)
+    commit = repo.commit(commit_id)
+    if not commit.parents:
+        raise BadParameter(f"{short(commit_id)} is a root: it was imported, not made", hint="mlc log")
+    op = load(commit.op.name).from_params(commit.op.params)
+    here = Target(commit.parents[0], repo.head(), None)
+    request = dataclasses.replace(request, seed=commit.seeds.get(SEED, 0))
+    with Runs(repo).begin(**_asked(op, here, request)) as active:
+        active.listener = request.progress
+        try:
+            with repo.ingest() as tx:
+                snapshot, _ = _applied(repo, tx, op, repo.view(commit.parents[0]), None, active)
+        finally:
+            active.finish()
+    return Outcome(commit, commit_id, check=commit.check, warnings=tuple(active.notes)), snapshot.id == commit.snapshot
+
+
+def undo(repo: Repository, author: str) -> list[Any]:
+    """Take the last move of refs back. See Repository.undo."""
+    return repo.undo(author)
+
+
+def redo(repo: Repository, author: str) -> list[Any]:
+    """Make the move again that was taken back last. See Repository.redo."""
+    return repo.redo(author)
+
+
+# --- the steps -------------------------------------------------------------------------------------------
+
+
+def _resumed(court: Court, op: Operation | None, info: RunInfo) -> Outcome:
+    from ..ops.catalog import load
+
+    repo = court.repo
+    if op is None:
+        op = load(info.op).from_params(info.params)
+    elif info.params != _fields(op):
+        verb = op.name.partition(".")[0]
+        raise StalePlan(f"run {info.id} was started with other options", hint=f"mlc {verb} --resume {info.id}, without other options")
+    target = Target(info.start, info.branch, info.old)
+    if (branch := court.request.branch) is not None:
+        target = aim(repo, info.start, branch)
+    court = court.asked_by(author=info.author, message=info.message, seed=info.seed, branch=target.branch)
+    with Runs(repo).begin(info) as active:
+        return _carried_out(court, op, target, op.plan(repo.view(info.start)), active)
+
+
+def _carried_out(court: Court, op: Operation, target: Target, plan: Plan, active: ActiveRun) -> Outcome:
+    active.listener = court.request.progress
+    again = f"mlc {op.name.partition('.')[0]} --resume {active.id}"
+    try:
+        outcome = _attempt(court, op, target, plan, active)
+    except KeyboardInterrupt:
+        step = Runs(court.repo).info(active.id).step
+        kept = f"the state after step {step} is kept" if step else "no state was saved yet"
+        raise Interrupted(f"stopped; {kept}", hint=again, run=active.id) from None
+    except RefMoved as fault:
+        raise RefMoved(fault.message, hint=f"{again} --branch NAME keeps the result on a branch of its own", **fault.details) from fault
+    except (CheckFailed, UsageError, NotFound, Incompatible):
+        active.finish()  # the same attempt again would end the same
+        raise
+    active.finish()
+    active.store.release(active.artifacts)
+    if not outcome.ref_moved:
+        raise refused(outcome)
+    return outcome
+
+
+def _attempt(court: Court, op: Operation, target: Target, plan: Plan, active: ActiveRun) -> Outcome:
+    repo = court.repo
+    before = repo.view(target.start)
+    with repo.ingest(active.info.txid, estimate=plan.bytes_touched) as tx:
+        if tx.recorded is not None and tx.recorded.body.get("commit"):
+            return _told_again(repo, CommitId(tx.recorded.body["commit"]), target, active)
+        snapshot, deltas = _applied(repo, tx, op, before, plan, active)
+        after = repo.view(snapshot.id)
+        check = op.check(before, after, active)
+        values = {**active.facts, **check.values}
+        if not check.passed:
+            raise _failed(check, values)
+        active.store.carry(tx, active.artifacts)
+        candidate = Candidate(
+            target=target,
+            op=OperationRecord(op.name, op.version, op.params()),
+            snapshot=snapshot,
+            parents=(target.start,),
+            deltas=deltas,
+            check=values,
+            expects={"may_forget": op.expects().may_forget, "lossless": op.expects().lossless},
+            seeds={SEED: active.seed},
+            inputs=list(active.inputs),
+            artifacts=list(active.artifacts),
+            warnings=list(active.notes),
+            forward=op.needs_forward,
+        )
+        outcome = settle(court, tx, candidate)
+    return outcome
+
+
+def _applied(
+    repo: Repository, tx: Transaction, op: Operation, before: ModelView, plan: Plan | None, active: ActiveRun
+) -> tuple[Snapshot, list[TensorDelta]]:
+    """Let the operation speak and store what it says; sealed, so that the result can be read."""
+    changes = _within(op, plan, op.apply(before, active)) if plan is not None else op.apply(before, active)
+    if op.output_kind() == "adapter":
+        tensors, files, deltas = {}, {}, []
+        for change in changes:
+            if isinstance(change, SetFile):
+                files[change.path] = change.data
+            else:
+                tensors[change.name] = change.data
+        snapshot = directory.build_adapter(tx, before.snapshot_id, tensors, files, deltas=deltas)
+    else:
+        base, changes = merged_first(before, changes)
+        snapshot, deltas = directory.rebuild(tx, base, changes)
+    tx.seal()
+    return snapshot, deltas
+
+
+def _asked(op: Operation, target: Target, request: Request) -> dict[str, Json]:
+    where = {"start": target.start, "branch": target.branch, "old": target.old}
+    return {"op": op.name, "params": _fields(op), "seed": request.seed, "author": request.author, "message": request.message, **where}
+
+
+def _within(op: Operation, plan: Plan, changes: Iterable[Change]) -> Iterator[Change]:
+    """Pass changes on; one that the plan did not announce is a fault of the operation, and nothing is recorded."""
+    for change in changes:
+        if not isinstance(change, SetFile) and not any(fnmatchcase(change.name, pattern) for pattern in plan.touches):
+            raise CheckFailed(f"{op.name} changed {change.name}, which its plan did not name", hint="report this: nothing was recorded")
+        yield change
+
+
+def _failed(check: Check, values: dict[str, Json]) -> CheckFailed:
+    reason = check.reason or "the operation's own check failed"
+    return CheckFailed(f"{reason}; nothing was committed", hint=check.hint, check=values)
+
+
+def _told_again(repo: Repository, commit_id: CommitId, target: Target, active: ActiveRun) -> Outcome:
+    """The result of an attempt that was recorded, but died before it could say so."""
+    commit = repo.commit(commit_id)
+    moved = commit.verdict.outcome != "refused"
+    return Outcome(commit, commit_id, target.branch, moved, commit.verdict, commit.check, (), tuple(active.notes), run=active.id)
+
+
+def _fields(op: Operation) -> dict[str, Json]:
+    """The operation's fields as JSON gives them back: what a run is resumed with."""
+    return json.loads(canonical(asdict(op)))
+
+
+__all__ = [
+    "How", "Outcome", "accept", "commit_directory", "evaluate_rev", "gate_rev", "import_model", "redo", "remove_name", "replay",
+    "revert", "rollback", "run", "set_name", "undo",
+]  # fmt: skip
