@@ -137,13 +137,14 @@ def _sync(fd: int) -> None:
 # --- what is made of them --------------------------------------------------------------------------------
 
 
-def write_new(path: Path, data: Data | Iterable[Data]) -> None:
+def write_new(path: Path, data: Data | Iterable[Data], *, durable: bool = True) -> None:
     """A new file with these bytes, durable when this returns (its name: after `fsync_dir`). On failure it is gone again."""
     fd = create(path)
     try:
-        for chunk in [data] if isinstance(data, bytes | bytearray | memoryview) else data:
+        for chunk in (data,) if isinstance(data, bytes | bytearray | memoryview) else data:
             write(fd, chunk)
-        fsync_file(fd)
+        if durable:
+            fsync_file(fd)
     except BaseException:
         os.close(fd)
         os.unlink(path)
@@ -151,16 +152,20 @@ def write_new(path: Path, data: Data | Iterable[Data]) -> None:
     os.close(fd)
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Put `text` in the place of a small file: a reader sees the old or the new one, also after a power cut."""
+def replace_text(path: Path, text: str, *, durable: bool = True) -> None:
+    """Put `text` in the place of a small file: another process sees the old or the new one, never half.
+
+    `durable=False` leaves out the syncs, for what is derived and checked when read: a power cut may then leave anything.
+    """
     fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        write_new(fresh, text.encode())
+        write_new(fresh, text.encode(), durable=durable)
         rename(fresh, path)
     except OSError:
         fresh.unlink(missing_ok=True)
         raise
-    fsync_dir(path.parent)
+    if durable:
+        fsync_dir(path.parent)
 
 
 def append_durable(fd: int, data: Data, *, at: int) -> None:

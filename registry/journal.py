@@ -56,16 +56,18 @@ class Journal:
     def records(self, after_seq: int = 0) -> Iterator[JournalRecord]:
         """Stream the records after `after_seq`, oldest first, hashes and chain checked. Raises CorruptRecord."""
         seal = self.read_seal()
-        last = start = self._find_place(after_seq, seal)
+        start = self._find_place(after_seq, seal)
         if start is None:
             return
+        last = start
         try:
-            for record, last in self._walk(start):
+            for record, place in self._walk(start):
+                last = place
                 yield record
         except _Bad as bad:
             if seal is None or not seal.covers_up_to(bad.segment, bad.offset):
                 raise self._corrupt(bad) from None
-        if seal is not None and last is not None and last.seq < seal.seq:
+        if seal is not None and last.seq < seal.seq:
             raise CorruptRecord(f"the journal ends at record {last.seq}, but {seal.seq} were acknowledged", hint="mlc fsck")
 
     def backward(self) -> Iterator[JournalRecord]:
@@ -89,9 +91,15 @@ class Journal:
                 yield self._parse(data[start : data.index(b"\n", found) + 1], segment)
                 end = start
 
-    def find(self, txid: str) -> JournalRecord | None:
-        """The last record that this transaction wrote, or None."""
-        return next((record for record in self.with_text(f'"txid":"{txid}"') if record.txid == txid), None)
+    def find(self, txid: str, kind: str | None = None) -> JournalRecord | None:
+        """The last record that this transaction wrote (of this kind), or None."""
+        found = (record for record in self.with_text(f'"txid":"{txid}"') if record.txid == txid)
+        return next((record for record in found if kind in (None, record.body.get("kind"))), None)
+
+    def hash_of(self, seq: int) -> str | None:
+        """The hash of record `seq`; None when there is no such record."""
+        place = self._find_place(seq, self.read_seal())
+        return place.hash if place is not None else None
 
     def verify(self) -> tuple[int, str]:
         """Check every line, the chain and the seal; returns the head. Raises CorruptRecord."""
@@ -108,8 +116,9 @@ class Journal:
 
     def append(self, body: dict[str, Json], *, txid: str, author: str, time: str) -> JournalRecord:
         """Write one record durably: the commit point. `seal` is to follow. Raises OSError; then the record does not exist."""
-        self.recover()
-        place, _ = self._tail(self.read_seal())
+        place, bad = self._tail(self.read_seal())
+        if bad is not None:
+            self._cut(bad)
         record = make_record(place.seq + 1, place.hash, body, txid=txid, author=author, time=time)
         line = encode_line(record)
         segment, at = self._room(place)
@@ -165,8 +174,8 @@ class Journal:
         """Where the last good record ends, looking only behind the seal; and what stands after it, if that is no record."""
         place = seal or EMPTY
         try:
-            for _, place in self._walk(place):  # noqa: B020
-                pass
+            for _, there in self._walk(place):
+                place = there
         except _Bad as bad:
             if seal is None:  # nothing tells an unfinished line from a damaged one
                 raise self._corrupt(bad) from None

@@ -32,7 +32,7 @@ def recover(repo: Repository) -> list[str]:
     """The short recovery: journal tail, mirror, leftovers. The catalog repairs itself when it is opened."""
     with fs.faults_in_words(repo.path):
         said = repo.journal.recover()
-        repo.refs.mirror(repo.journal.head()[0])
+        repo.refs.mirror()
         sweep(repo)
     repo.warnings += said
     return said

@@ -1,24 +1,26 @@
 """Refs: names for commits. The journal says where each one is; small text files mirror it, so that reading needs no database.
 
     refs/heads/main   refs/tags/v1   refs/aliases/champion      one commit id and a newline each
-    refs/seq                                                    the last journal record that the mirror contains
+    refs/seq                                                    the last journal record that the mirror contains, digest of the mirror
 
-The mirror may lag (it is written after the commit point); whoever reads it adds the journal's tail in memory.
+The mirror is written after the commit point and may lag, or be damaged by a power cut: it is never synced. Whoever reads it checks
+its digest and adds the journal's tail; where it cannot be used, the journal is read as a whole, and the next writer mends the mirror.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from . import fs
-from .errors import BadParameter, CorruptRecord, RefMoved
-from .ids import CommitId, RefName, is_digest, short
+from .errors import BadParameter, RefMoved
+from .ids import CommitId, RefName, is_digest, record_digest, short
 from .journal import Journal
-from .records import RefUpdate
+from .records import Json, RefUpdate, canonical
 
 KINDS = {"heads": "branch", "tags": "tag", "aliases": "alias"}
 MAX_PARTS = 8
@@ -77,38 +79,41 @@ def _part_fault(part: str) -> str | None:
     return f"{part!r} is a device on some systems" if part.partition(".")[0] in _DEVICES else None
 
 
+@dataclass(frozen=True, slots=True)
+class _State:
+    """All refs as of one journal record."""
+
+    seq: int
+    hash: str | None  # of that record; None when it was read from the mirror
+    refs: dict[RefName, CommitId]
+
+
+_NOTHING = _State(0, None, {})
+
+
 class RefStore:
     """The refs of one registry. Reading takes no lock and answers with one finished state."""
 
     def __init__(self, directory: Path, journal: Journal) -> None:
         self.directory = Path(directory)
         self._journal = journal
+        self._known: _State | None = None
+        self._mirror_sound = False
 
     # --- reading ---------------------------------------------------------------------------------------------
 
     def all(self) -> dict[RefName, CommitId]:
         """Every ref by full name, sorted."""
-        # The order matters: seq, then the files, then the journal. What a writer changes in between is in the tail.
-        seq = self.mirrored()
-        refs = dict(self._files()) if seq else {}
-        for update in self._moves_after(seq):
-            refs[RefName(update.name)] = update.new
-        return {name: refs[name] for name in sorted(refs) if refs[name] is not None}  # type: ignore[misc]
+        refs = self._state().refs
+        return {name: refs[name] for name in sorted(refs)}
 
     def read(self, name: str) -> CommitId | None:
         """Where one ref is; None when it does not exist."""
-        seq = self.mirrored()
-        value = self._file(RefName(name)) if seq else None
-        for update in self._moves_after(seq):
-            value = update.new if update.name == name else value
-        return value
+        return self._state().refs.get(RefName(name))
 
     def mirrored(self) -> int:
-        """The journal record up to which the mirror is complete; 0 when the mirror cannot be used."""
-        try:
-            return max(0, int((self.directory / "seq").read_text(encoding="ascii")))
-        except (OSError, ValueError):
-            return 0
+        """The journal record up to which the mirror says it is complete; 0 when it says nothing."""
+        return self._mark()[0]
 
     def reflog(self, name: str) -> list[Move]:
         """Every move of a ref, oldest first."""
@@ -121,80 +126,116 @@ class RefStore:
         ]
         return moves[::-1]
 
+    def _state(self) -> _State:
+        """The refs at the head of the journal: what is known, or the mirror, or nothing, and the moves since."""
+        state = self._known or self._from_mirror() or _NOTHING
+        if state.hash is not None and self._journal.hash_of(state.seq) != state.hash:
+            state = self._from_mirror() or _NOTHING  # a record was read that its writer then took back
+        seq, last, refs = state.seq, state.hash, dict(state.refs)
+        for record in self._journal.records(state.seq):
+            seq, last = record.seq, record.hash
+            _apply(refs, record.refs)
+        self._known = _State(seq, last, refs)
+        return self._known
+
+    def _from_mirror(self) -> _State | None:
+        """The mirror, if its digest says that it is whole."""
+        for wait in (0.003, 0.0):
+            seq, digest = self._mark()
+            if not seq or seq > self._journal.head()[0]:
+                return None
+            refs = self._files()
+            if _digest(refs) == digest:
+                self._mirror_sound = True
+                return _State(seq, None, refs)
+            time.sleep(wait)  # a writer may be at work in there
+        return None
+
+    def _mark(self) -> tuple[int, str]:
+        try:
+            seq, digest = (self.directory / "seq").read_text(encoding="ascii").split()
+            return max(0, int(seq)), digest
+        except (OSError, ValueError):
+            return 0, ""
+
+    def _files(self) -> dict[RefName, CommitId]:
+        found = {}
+        for kind in KINDS:
+            for folder, _, files in os.walk(self.directory / kind):
+                for file in files:
+                    if not file.startswith("."):
+                        path = Path(folder, file)
+                        found[RefName(path.relative_to(self.directory).as_posix())] = _content(path)
+        return found
+
     # --- writing: under the write lock -----------------------------------------------------------------------
 
     def check(self, updates: Iterable[RefUpdate]) -> None:
         """Compare: raises RefMoved when a ref is not where an update expects it, BadRefName for a name that cannot be."""
-        updates, refs = list(updates), None
+        updates, refs = list(updates), self._state().refs
         if len({update.name for update in updates}) < len(updates):
             raise BadRefName("a ref is moved twice in one step")
         for update in updates:
-            refs = self.all() if refs is None else refs
             present = refs.get(check_name(update.name))
             if present != update.old:
                 raise RefMoved(
                     f"{shown_name(update.name)} is at {_shown(present)}, not at {_shown(update.old)}: somebody moved it meanwhile",
-                    hint="look at `mlc log`, then try again", ref=update.name, expected=update.old, actual=present,
-                )  # fmt: skip
-            if present is None and update.new is not None:
-                _check_room(update.name, [name for name in refs if not any(u.name == name and u.new is None for u in updates)])
+                    hint="look at `mlc log`, then try again",
+                    ref=update.name,
+                    expected=update.old,
+                    actual=present,
+                )
+        gone = {update.name for update in updates if update.new is None}
+        fresh = [update.name for update in updates if update.old is None and update.new is not None]
+        for name in fresh:
+            _check_room(name, [other for other in (*refs, *fresh) if other not in gone])
 
-    def mirror(self, seq: int) -> None:
-        """Bring the files up to the journal's record `seq`. Interrupted anywhere, it can be done again."""
-        before = self.mirrored()
-        if before >= seq:
+    def mirror(self) -> None:
+        """Bring the files up to the journal. Interrupted anywhere, it can be done again."""
+        before, _ = self._mark()
+        state = self._state()
+        if self._mirror_sound and before == state.seq:
             return
-        if not before:
-            self._rewrite()
-        latest = {update.name: update.new for update in self._moves_after(before)}
-        for name in sorted(latest, key=lambda name: latest[name] is not None):  # removals first: x may make room for x/y
-            self._put(RefName(name), latest[name])
-        fs.replace_text(self.directory / "seq", f"{self._journal.head()[0]}\n")
+        changed = self._changed_since(before) if self._mirror_sound and before else {*self._files(), *state.refs}
+        for name in sorted(changed, key=lambda name: name in state.refs):  # removals first: x may make room for x/y
+            self._put(name, state.refs.get(name))
+        fs.replace_text(self.directory / "seq", f"{state.seq} {_digest(state.refs)}\n", durable=False)
+        self._mirror_sound = True
 
-    def _rewrite(self) -> None:
-        """Drop files that the journal does not know."""
-        known = {update.name for update in self._moves_after(0) if update.new is not None}
-        for name, _ in list(self._files()):
-            if name not in known:
-                fs.remove(self.directory / name)
+    def _changed_since(self, seq: int) -> set[RefName]:
+        return {RefName(update["name"]) for record in self._journal.records(seq) for update in record.refs}
 
     def _put(self, name: RefName, commit: CommitId | None) -> None:
-        path = self.directory / check_name(name)
-        if commit is None:
-            fs.remove(path)
-            for parent in list(path.relative_to(self.directory).parents)[:-2]:  # empty folders would stand in the way of a ref called so
-                try:
-                    (self.directory / parent).rmdir()
-                except OSError:
-                    break
+        path = self.directory / name
+        if commit is not None:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            fs.replace_text(path, f"{commit}\n", durable=False)
             return
-        fs.make_dir(path.parent)
-        fs.replace_text(path, f"{commit}\n")
+        fs.remove(path)
+        for parent in list(path.relative_to(self.directory).parents)[:-2]:  # an empty folder x would stand in the way of a ref x
+            try:
+                (self.directory / parent).rmdir()
+            except OSError:
+                return
 
-    # --- steps -----------------------------------------------------------------------------------------------
 
-    def _moves_after(self, seq: int) -> Iterator[RefUpdate]:
-        for record in self._journal.records(seq):
-            yield from map(RefUpdate.from_json, record.refs)
+def _apply(refs: dict[RefName, CommitId], updates: Iterable[dict[str, Json]]) -> None:
+    for update in updates:
+        if update["new"] is None:
+            refs.pop(RefName(update["name"]), None)
+        else:
+            refs[RefName(update["name"])] = CommitId(update["new"])
 
-    def _files(self) -> Iterator[tuple[RefName, CommitId]]:
-        for kind in KINDS:
-            for folder, _, files in os.walk(self.directory / kind):
-                for file in files:
-                    name = RefName(Path(folder, file).relative_to(self.directory).as_posix())
-                    if not file.startswith(".") and (commit := self._file(name)):
-                        yield name, commit
 
-    def _file(self, name: RefName) -> CommitId | None:
-        try:
-            text = (self.directory / name).read_text(encoding="ascii", errors="replace")
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-            return None
-        if not is_digest(text.strip()):
-            raise CorruptRecord(
-                f"the mirror of {name} is damaged", hint="remove .mlc/refs/seq: the next write restores the mirror from the journal"
-            )
-        return CommitId(text.strip())
+def _digest(refs: Mapping[RefName, CommitId]) -> str:
+    return record_digest("mlc.refs.v1", canonical(refs))
+
+
+def _content(path: Path) -> CommitId:
+    try:
+        return CommitId(path.read_text(encoding="ascii", errors="replace").strip())
+    except OSError:
+        return CommitId("")
 
 
 def shown_name(name: str) -> str:

@@ -202,14 +202,15 @@ class Repository:
 
     # --- writing ---------------------------------------------------------------------------------------------
 
-    def ingest(self, txid: str | None = None, *, estimate: int = 0) -> Transaction:
+    def ingest(self, txid: str | None = None, *, author: str = "mlc", estimate: int = 0) -> Transaction:
         """A transaction, to be used as a context manager. The same `txid` again gives the recorded result instead of a second commit.
 
-        `estimate`: bytes about to be stored; DiskFull is raised when 1.1 times as much is not free.
+        `author` is who the journal names for evaluations and notes. `estimate`: bytes about to be stored; DiskFull is raised
+        when 1.1 times as much is not free.
         """
         from .transaction import Transaction
 
-        return Transaction(self, txid, estimate=estimate)
+        return Transaction(self, txid, author=author, estimate=estimate)
 
     def move_refs(self, updates: list[RefUpdate], *, reason: str, author: str, txid: str | None = None, **facts: Json) -> int:
         """Move refs by compare-and-swap, all or none; returns the journal's seq. `facts` are kept in the record.
@@ -257,7 +258,7 @@ def _furnish(place: Path, default_branch: str) -> None:
     repo.journal.create()
     repo.journal.append({"kind": "init"}, txid=secrets.token_hex(16), author="mlc", time=utc_now())
     repo.journal.seal()
-    repo.refs.mirror(1)
+    repo.refs.mirror()
     fs.fsync_dir(place)
 
 

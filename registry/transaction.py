@@ -6,11 +6,10 @@ Up to the journal record a failure leaves nothing visible. After it the operatio
 from __future__ import annotations
 
 import contextlib
-import os
+import dataclasses
 import re
 import secrets
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Self
 
 from . import fs
@@ -24,6 +23,7 @@ from .repository import SNAPSHOT_DOMAIN
 
 if TYPE_CHECKING:
     from .objects.layout import ObjectInfo
+    from .objects.store import ObjectStore
     from .objects.writer import PackWriter
     from .repository import Repository
 
@@ -38,19 +38,20 @@ def new_txid() -> str:
 class Transaction:
     """One writer's work, from the first object to the record. Use as a context manager; leaving it drops what was not committed."""
 
-    def __init__(self, repo: Repository, txid: str | None = None, *, estimate: int = 0) -> None:
+    def __init__(self, repo: Repository, txid: str | None = None, *, author: str = "mlc", estimate: int = 0) -> None:
         if txid is not None and not _TXID.fullmatch(txid):
             raise BadParameter(f"{txid!r} cannot name a transaction", hint="1 to 64 letters, digits, '.', '_' or '-'")
         self.repo = repo
         self.txid = txid or new_txid()
+        self.author = author
         self.packs: list[str] = []  # sealed and not yet named by a journal record
-        self.recorded: JournalRecord | None = None  # what an earlier attempt with this txid wrote last
+        self.recorded: JournalRecord | None = None  # the commit that an earlier attempt with this txid made
         self._named = txid is not None
         self._estimate = estimate
         self._writer: PackWriter | None = None
         self._stack = contextlib.ExitStack()
         self._pin, self._tmp = repo.path / "pins" / self.txid, repo.path / "tmp" / self.txid
-        self._moved: dict[tuple[Digest, Digest], dict[str, Json]] = {}  # (target, reference) -> delta statistics
+        self._statistics: dict[Digest, dict[str, Json]] = {}  # of a tensor put, against its reference
 
     # --- W0, W1: begin ---------------------------------------------------------------------------------------
 
@@ -62,7 +63,7 @@ class Transaction:
             self._place_pin()
             fs.make_dir(self._tmp)
             if self._named:
-                self.recorded = self.repo.journal.find(self.txid)
+                self.recorded = self.repo.journal.find(self.txid, "commit")
             self._stack = self._stack.pop_all()
         return self
 
@@ -111,7 +112,26 @@ class Transaction:
         the TensorDelta that names it. Raises ShapeMismatch, DiskFull.
         """
         with fs.faults_in_words(self.repo.path):
-            return self._pack().add_tensor(dtype, shape, data, base).digest
+            digest = self._pack().add_tensor(dtype, shape, data, base).digest
+            if reference is not None and reference != digest:
+                self.note_delta(digest, dtype, data, reference)
+        return digest
+
+    def note_delta(self, target: Digest, dtype: str, data: memoryview | bytes, reference: Digest) -> None:
+        """Measure how far a tensor moved from a stored one; `commit` adds it to the TensorDelta of that target."""
+        from . import delta
+
+        if not self.objects.has(reference) or not hasattr(delta, "stats"):
+            return
+        known, size = self.objects.info(reference), len(memoryview(data).cast("B"))
+        if (known.kind, known.dtype, known.raw_size) == ("tensor", dtype, size):
+            self._statistics[target] = delta.stats(dtype, data, self.objects.tensor_bytes(reference))
+
+    def _with_statistics(self, deltas: Sequence[TensorDelta]) -> list[TensorDelta]:
+        return [
+            dataclasses.replace(delta, **self._statistics[delta.target]) if delta.l2 is None and delta.target in self._statistics else delta
+            for delta in deltas
+        ]
 
     def put_snapshot(self, snapshot: Snapshot) -> SnapshotId:
         """Store a snapshot; returns its id."""
@@ -128,6 +148,11 @@ class Transaction:
     def info(self, digest: Digest) -> ObjectInfo:
         """How an object that is stored, or was put here, is coded. Raises MissingObject."""
         return self._writer.info(digest) if self._writer else self.repo.objects.info(digest)
+
+    @property
+    def objects(self) -> ObjectStore:
+        """What is stored already; what was put here is readable there after `seal`."""
+        return self.repo.objects
 
     def _pack(self) -> PackWriter:
         if self._writer is None:
@@ -157,44 +182,50 @@ class Transaction:
         reason: str = "commit",
         deltas: Sequence[TensorDelta] = (),
         guard: Callable[[], None] | None = None,
+        **facts: Json,
     ) -> CommitId:
         """Make `commit` history and move `refs`, all or nothing; returns its id. Without refs it is a candidate that was refused.
 
-        `guard` runs under the write lock and may raise: for what depends on where refs are now. Raises RefMoved, MissingObject, Locked, DiskFull.
+        `guard` runs under the write lock and may raise: for what depends on where refs are now. `facts` are kept in the journal record.
+        Raises RefMoved, BadRefName, MissingObject, Locked, DiskFull.
         """
-        if self.recorded is not None and self.recorded.body["kind"] == "commit":
+        if self.recorded is not None:
             return CommitId(self.recorded.body["commit"])
-        listed = self.put_deltas(deltas) if deltas else None
+        listed = self.put_deltas(self._with_statistics(deltas)) if deltas else None
         self.seal()
         self._check_complete(commit)
         with fs.faults_in_words(self.repo.path):
             self._write_commit(commit)
-        body: dict[str, Json] = {"kind": "commit", "commit": commit.id, "deltas": listed, "reason": reason, **self._named_packs()}
-        record = publish(self.repo, body, refs=refs, author=commit.author, txid=self.txid, guard=guard, retry=self._named)
+        body: dict[str, Json] = {**facts, "kind": "commit", "commit": commit.id, "deltas": listed, "reason": reason, **_packs(self.packs)}
+        record = self._publish(body, refs, commit.author, guard)
         self.packs = []
         return CommitId(record.body["commit"])
 
-    def record_evaluation(self, evaluation: Evaluation, *, author: str = "mlc") -> Digest:
+    def record_evaluation(self, evaluation: Evaluation) -> Digest:
         """Make an evaluation history; its predictions were put before. Returns the digest that the journal names it by."""
         if not self.has(evaluation.predictions):
             raise MissingObject(f"the predictions of suite {evaluation.suite} were not stored")
         digest = self.put_blob(evaluation.encode())
         self.seal()
-        packs = sorted({self.repo.objects.info(digest).pack, self.repo.objects.info(evaluation.predictions).pack})
-        body = {"kind": "evaluation", "evaluation": digest, "pack": packs[0], **({"packs": packs[1:]} if len(packs) > 1 else {})}
-        publish(self.repo, body, refs=(), author=author, txid=f"{self.txid}")
+        packs = sorted({self.repo.objects.info(named).pack for named in (digest, evaluation.predictions)})
+        record = self._publish({"kind": "evaluation", "evaluation": digest, **_packs(packs)}, (), self.author)
         self.packs = [pack for pack in self.packs if pack not in packs]
+        with warned(self.repo, "the catalog"):
+            self.repo.catalog.load_predictions(self.repo, record.seq)
         return digest
 
-    def record(self, body: dict[str, Json], refs: Sequence[RefUpdate] = (), *, author: str = "mlc") -> JournalRecord:
-        """Append an event of another kind (accept, note), with what was put so far."""
-        self.seal()
-        return publish(self.repo, {**body, **self._named_packs()}, refs=refs, author=author, txid=self.txid)
+    def record(self, body: dict[str, Json], refs: Sequence[RefUpdate] = (), *, author: str | None = None) -> JournalRecord:
+        """Append an event of another kind (accept, note), naming what was put since the last `seal`."""
+        pack = self.seal()
+        if pack is not None:
+            self.packs.remove(pack)
+            body = {**body, "pack": pack}
+        return self._publish(body, refs, author or self.author)
 
-    def _named_packs(self) -> dict[str, Json]:
-        if len(self.packs) > 1:
-            return {"pack": self.packs[0], "packs": self.packs[1:]}
-        return {"pack": self.packs[0] if self.packs else None}
+    def _publish(
+        self, body: dict[str, Json], refs: Sequence[RefUpdate], author: str, guard: Callable[[], None] | None = None
+    ) -> JournalRecord:
+        return publish(self.repo, body, refs=refs, author=author, txid=self.txid, guard=guard, retry=self._named)
 
     def _check_complete(self, commit: Commit) -> None:
         """A commit may name only what is stored: a dangling name could never be repaired."""
@@ -212,12 +243,17 @@ class Transaction:
             with contextlib.suppress(HashMismatch):
                 self.repo.commit_bytes(commit.id)
                 return
-            damaged = self.repo.path / "quarantine" / f"{target.name}.{secrets.token_hex(4)}"
-            fs.rename(target, damaged)
+            fs.rename(target, self.repo.path / "quarantine" / f"{target.name}.{secrets.token_hex(4)}")
         fresh = self._tmp / target.name
         fs.write_new(fresh, commit.encode())
         fs.rename(fresh, target)
         fs.fsync_dir(target.parent)
+
+
+def _packs(packs: Sequence[str]) -> dict[str, Json]:
+    """How a journal record names packs: one as `pack`, any more as `packs`."""
+    more = {"packs": list(packs[1:])} if len(packs) > 1 else {}
+    return {"pack": packs[0] if packs else None, **more}
 
 
 # --- W6 to W11 -------------------------------------------------------------------------------------------
@@ -233,41 +269,48 @@ def publish(
     guard: Callable[[], None] | None = None,
     retry: bool = False,
 ) -> JournalRecord:
-    """Append one record under the write lock, refs compared and swapped; then seal, catalog and mirror.
+    """Append one record under the write lock, refs compared and swapped; then seal, mirror and catalog.
 
-    `retry`: an earlier attempt may have written the record already; then that one is returned.
+    `retry`: an earlier attempt may have written the record already; then that one is returned. The catalog has a lock of its own
+    and comes after the write lock is free: how long that one is held must not depend on how many rows a commit has.
     """
-    if body["kind"] in ("commit", "refs") or refs:
+    if body["kind"] in ("commit", "refs", "accept") or refs:
         body = {**body, "refs": [update.to_json() for update in refs]}
-    warm_catalog(repo)
-    with repo.locks.exclusive("write"):
-        recover(repo)
-        if retry and txid and (found := repo.journal.find(txid)) is not None:
-            return found
-        repo.refs.check(refs)
-        if guard is not None:
-            guard()
-        with fs.faults_in_words(repo.path):
+    with fs.faults_in_words(repo.path):
+        repo.refs.all()  # read before the lock is taken: under it only the news is
+        with repo.locks.exclusive("write"):
+            recover(repo)
+            if retry and txid and (found := _written(repo, txid, body)) is not None:
+                return found
+            repo.refs.check(refs)
+            if guard is not None:
+                guard()
             record = repo.journal.append(body, txid=txid or new_txid(), author=author, time=utc_now())
-        _derive(repo, record)
+            with warned(repo, "the seal of the journal"):
+                repo.journal.seal()
+            with warned(repo, "the mirror of the refs"):
+                repo.refs.mirror()
+    with warned(repo, "the catalog"):
+        repo.catalog.apply(repo, [record])
     return record
 
 
-def warm_catalog(repo: Repository) -> None:
-    """Load DuckDB before the write lock is taken: it costs more than everything done under it."""
-    catalog = repo.catalog
-    if "duckdb" not in sys.modules and hasattr(catalog, "warm"):
-        catalog.warm()
+@contextlib.contextmanager
+def warned(repo: Repository, what: str) -> Iterator[None]:
+    """The record stands: what fails after it is said as a warning, and done by the next writer or reader."""
+    try:
+        yield
+    except (OSError, MlcError) as fault:
+        repo.warnings.append(f"committed, but {what} is behind ({fault}); the next write or `mlc reindex` brings it up to date")
 
 
-def _derive(repo: Repository, record: JournalRecord) -> None:
-    """W9 to W11. The record stands: what fails here is said as a warning and done by the next writer."""
-    for what, step in (
-        ("the seal of the journal", repo.journal.seal),
-        ("the catalog", lambda: repo.catalog.apply(repo, [record])),
-        ("the mirror of the refs", lambda: repo.refs.mirror(record.seq)),
-    ):
-        try:
-            step()
-        except (OSError, MlcError) as fault:
-            repo.warnings.append(f"committed, but {what} is behind ({fault}); the next write or `mlc reindex` brings it up to date")
+def _written(repo: Repository, txid: str, body: dict[str, Json]) -> JournalRecord | None:
+    """The record of the same event from an earlier attempt. A transaction makes one commit; other events are told by their content."""
+    if body["kind"] == "commit":
+        return repo.journal.find(txid, "commit")
+    storage = {"pack", "packs"}
+    event = {key: value for key, value in body.items() if key not in storage}
+    for record in repo.journal.with_text(f'"txid":"{txid}"'):
+        if record.txid == txid and {key: value for key, value in record.body.items() if key not in storage} == event:
+            return record
+    return None
