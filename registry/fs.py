@@ -142,7 +142,7 @@ def write_new(path: Path, data: Data | Iterable[Data], *, durable: bool = True) 
     fd = create(path)
     try:
         for chunk in (data,) if isinstance(data, bytes | bytearray | memoryview) else data:
-            write(fd, chunk)
+            write(fd, memoryview(chunk))
         if durable:
             fsync_file(fd)
     except BaseException:
