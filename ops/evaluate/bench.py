@@ -80,10 +80,10 @@ class Bench:
         if self.progress is not None:
             self.progress(self.phase, done, total)
 
-    def batches(self, lengths: Sequence[int], width: int = 1) -> Iterator[list[int]]:
+    def batches(self, lengths: Sequence[int], width: int = 1, *, quiet: bool = False) -> Iterator[list[int]]:
         """Indices in batches whose padded size keeps to the budget, longest rows first (a memory fault then comes at once).
 
-        width: logits per token, so that the budget also bounds what the head writes.
+        width: logits per token, so that the budget also bounds what the head writes. quiet: no progress is reported.
         """
         budget = max(1, min(self.batch_tokens, LOGITS // max(1, width)))
         order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
@@ -94,7 +94,8 @@ class Bench:
             yield chosen
             start += size
             done += len(chosen)
-            self.tell(done, len(order))
+            if not quiet:
+                self.tell(done, len(order))
 
     # --- language models ---------------------------------------------------------------------------------
 
@@ -111,7 +112,7 @@ class Bench:
         """The greedy next token after each prompt."""
         prompts = [p[-self.window :] if self.window else p for p in prompts]
         results = [0] * len(prompts)
-        for chosen in self.batches([len(p) for p in prompts], self._vocabulary):
+        for chosen in self.batches([len(p) for p in prompts], self._vocabulary, quiet=True):
             rows = [prompts[i] for i in chosen]
             logits, first = self._logits(rows, min(len(r) for r in rows) - 1)
             for row, i in enumerate(chosen):
