@@ -88,6 +88,10 @@ class Catalog:
 
         return self.read(repo, ask)
 
+    def warm(self) -> None:
+        """Load DuckDB: a writer does so before it takes a lock."""
+        duckdb_error()
+
     def applied(self) -> tuple[int, str]:
         """(seq, hash) of the last journal record in the file; (0, "") when there is no usable file."""
         try:
@@ -103,6 +107,10 @@ class Catalog:
                 with self._locks.shared("catalog"), reader(self.path) as connection:
                     _warn(repo, applied(connection))
                     return work(connection)
+            except duckdb_error() as fault:
+                if not is_damage(fault):
+                    raise
+                raise CatalogFault(f"the catalog could not answer: {one_line(fault)}", hint="mlc reindex") from fault
             except (CatalogFault, fs.ReadOnlyRegistry, fs.DiskFull, fs.DiskFault, OSError) as fault:
                 reason = str(fault)
         else:
@@ -154,9 +162,11 @@ class Catalog:
         try:
             with writer(fresh) as connection:
                 _project_all(connection, repo)
+                state = applied(connection)
             with self._locks.exclusive("catalog"):
-                with writer(fresh) as connection:  # what was journaled while we built
-                    project(connection, RepositorySource(repo), _after(repo, applied(connection)), TAIL)
+                if state[:2] != tuple(repo.journal.head()):  # something was journaled while we built
+                    with writer(fresh) as connection:
+                        project(connection, RepositorySource(repo), _after(repo, state), TAIL)
                 self._retire(repo)
                 fs.rename(fresh, self.path)
                 fs.fsync_dir(self.path.parent)
@@ -182,8 +192,7 @@ class Catalog:
                     raise Damaged("the catalog is far behind the journal")
                 else:
                     missing = itertools.islice(_after(repo, state), TAIL)
-                project(connection, RepositorySource(repo), missing, TAIL)
-                return applied(connection).seq < head[0]
+                return state.seq + project(connection, RepositorySource(repo), missing, TAIL) < head[0]
 
     def _load_slice(self, number: int, table: Any) -> bool:
         """Load the next slice of an evaluation; True when there may be another."""

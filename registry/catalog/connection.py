@@ -126,10 +126,11 @@ def duckdb_catalog_error() -> tuple[type[Exception], ...]:
 
 
 def is_damage(fault: BaseException) -> bool:
-    """True for a DuckDB error that speaks of the file and not of the query."""
+    """True for a DuckDB error that speaks of the file and not of the query. A wrong checksum comes as the plain base class."""
     import duckdb
 
-    return isinstance(fault, duckdb.IOException | duckdb.InternalException | duckdb.FatalException | duckdb.SerializationException)
+    file_faults = (duckdb.IOException, duckdb.InternalException, duckdb.FatalException, duckdb.SerializationException)
+    return type(fault) is duckdb.Error or isinstance(fault, file_faults)
 
 
 def one_line(fault: BaseException) -> str:
