@@ -37,7 +37,7 @@ _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 
 
 def load_model(view: ModelView, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """The transformers module of `view`, in eval mode, with private copies of its tensors.
+    """The transformers module of `view`, in eval mode, with tensors of its own (a view never lends its memory).
 
     dtype: what floating tensors are converted to; None keeps each as stored. Raises Incompatible (exit 6) when the model cannot be
     built: no config, a type that transformers does not know, names that do not match (the first ones are named).
@@ -50,7 +50,7 @@ def load_model(view: ModelView, *, dtype: torch.dtype | None = None) -> PreTrain
             tensor = view.tensor(stored)
             wanted = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
             # Through .data the parameter object stays the same, and with it every tie between embedding and head.
-            slot(module, name).data = tensor.to(wanted, copy=True)
+            slot(module, name).data = tensor.to(wanted)
     return module.eval()
 
 
@@ -128,7 +128,7 @@ def state_names(module: nn.Module, view: ModelView) -> dict[str, str]:
     wanted = set(module.state_dict().keys())
     mapping: dict[str, str] = {}
     unexpected: list[str] = []
-    for stored in view.names():
+    for stored in view.primary_names():
         name = _module_name(stored, wanted, view.config)
         if name is None or name in mapping:
             if not _COMPUTED.search(stored):

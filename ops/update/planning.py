@@ -3,29 +3,102 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from ..arch import layer_of
 from ..base import Plan
 from ..data.corpus import read_corpus
+from .layout import expandable, expanded_names, lay_out, sources_for
+from .limits import check_context, default_rate
 
 if TYPE_CHECKING:
     from ...registry.view import ModelView
     from .train import Update
 
 FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+MASTER = 4  # bytes of an fp32 weight, gradient or moment
+# Measured on two CPU cores: small models are bound by the number of operations, large ones by arithmetic.
+SECONDS_PER_STEP = 0.03
+FLOPS_PER_SECOND = 4e10
 
 
 def plan(op: Update, view: ModelView) -> Plan:
-    """The plan of `op` on `view`."""
+    """The plan of `op` on `view`. Raises what `apply` would raise for missing files, bad data and models that cannot be updated so."""
+    check_context(op, view)
     corpus = read_corpus(op.data)
-    names = [n for n in view.names() if view.entry(n).dtype in FLOATS]
-    elements = sum(math.prod(view.entry(n).shape) for n in names)
+    for replay in op.replays:
+        if replay.path is not None:
+            read_corpus(replay.path, role="replay")
+    elements = _count(view, view.names())
+    touches, trainable, bytes_touched, what = _reach(op, view)
     tokens = op.steps * op.batch * op.grad_accum * op.seq_len
+    taught = sum(r.path is None for r in op.replays)  # the parent stays in memory as a teacher
+    passes = 4 if op.method != "full" else 6  # per parameter and token: without weight gradients of frozen tensors one third is saved
     return Plan(
-        summary=f"train {elements:,} parameters for {op.steps} steps on {corpus.record.name}",
-        touches=tuple(names),
-        bytes_touched=sum(math.prod(view.entry(n).shape) * FLOATS[view.entry(n).dtype] for n in names),
-        trainable=elements,
+        summary=f"train {what} ({trainable:,} of {elements:,} parameters) for {op.steps} steps on {corpus.record.name}",
+        touches=touches,
+        bytes_touched=bytes_touched,
+        trainable=trainable,
         steps=op.steps,
-        details={"tokens": tokens},
+        seconds=round(op.steps * op.grad_accum * SECONDS_PER_STEP + passes * elements * tokens / FLOPS_PER_SECOND, 1),
+        memory=MASTER * (elements * (1 + taught) + 3 * trainable) + _activations(op, view),
+        details={
+            "method": op.method,
+            "tokens": tokens,
+            "data_bytes": corpus.record.bytes,
+            "lr": op.lr if op.lr is not None else default_rate(elements, op.method),
+            "replay": {r.label: r.share for r in op.replays},
+        },
     )
+
+
+def _reach(op: Update, view: ModelView) -> tuple[tuple[str, ...], int, int, str]:
+    """(names that may change, trained elements, bytes written, what is trained in words)."""
+    if op.lora is not None:
+        return _adapter_reach(op, view)
+    if op.expand:
+        return _expanded_reach(op, view)
+    names = tuple(n for n in view.names() if view.entry(n).dtype in FLOATS)
+    return names, _count(view, names), _bytes(view, names), "every tensor"
+
+
+def _expanded_reach(op: Update, view: ModelView) -> tuple[tuple[str, ...], int, int, str]:
+    family, blocks = expandable(view)
+    # Which blocks importance will choose is not known before a forward pass: then every block may get another number.
+    sources = sources_for("interleave" if op.where == "importance" else op.where, blocks, op.expand)
+    origin = expanded_names(family, view.names(), lay_out(blocks, sources))
+    fresh = [source for source, new in origin.values() if new]
+    moved = tuple(n for n, (source, new) in origin.items() if new or n != source)
+    if op.where == "importance":
+        moved = tuple(n for n in origin if layer_of(family, n) is not None)
+    return moved, _count(view, fresh), _bytes(view, fresh), f"{op.expand} new block{'s' if op.expand > 1 else ''}"
+
+
+def _adapter_reach(op: Update, view: ModelView) -> tuple[tuple[str, ...], int, int, str]:
+    from .adapters import adaptable, stored_name, target_paths, tensor_name
+
+    spec = op.lora
+    assert spec is not None
+    family = adaptable(view)
+    paths = target_paths(family, view)
+    sides = sum(sum(view.entry(stored_name(family, view, path)).shape) for path in paths)
+    names = tuple(tensor_name(path, leaf) for path in paths for leaf in ("lora_A", "lora_B"))
+    return names, spec.rank * sides, MASTER * spec.rank * sides, f"an adapter of rank {spec.rank}"
+
+
+def _activations(op: Update, view: ModelView) -> int:
+    """A rough upper estimate: 24 values of model width per token and block, and the logits with their gradient."""
+    config = view.config or {}
+    width = config.get("hidden_size") or config.get("n_embd") or 0
+    blocks = config.get("num_hidden_layers") or config.get("n_layer") or 0
+    tokens = op.batch * op.seq_len
+    return MASTER * tokens * (24 * width * blocks + 3 * (config.get("vocab_size") or 0))
+
+
+def _count(view: ModelView, names: Iterable[str]) -> int:
+    return sum(math.prod(view.entry(n).shape) for n in names)
+
+
+def _bytes(view: ModelView, names: Iterable[str]) -> int:
+    return sum(math.prod(view.entry(n).shape) * FLOATS.get(view.entry(n).dtype, 1) for n in names)

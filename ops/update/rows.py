@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ...registry.errors import BadParameter
 from ...registry.records import InputRecord
-from ..arch import family_of
 from ..data import Marks, Mixture, Source, pack, read_corpus
 from ..models import load_core_tokenizer, special_tokens
+from .limits import check_context
 from .options import Replay
 from .replay import sampled_rows
 
@@ -66,14 +65,6 @@ def prepare(op: Update, view: ModelView, run: Run) -> Prepared:
 def rows_needed(op: Update, replay: Replay) -> int:
     """How many rows of a replay source the run reads."""
     return math.ceil(op.steps * op.batch * op.grad_accum * replay.share)
-
-
-def check_context(op: Update, view: ModelView) -> None:
-    """Raise BadParameter when the rows are longer than the model's longest sequence."""
-    family, config = family_of(view.config), view.config or {}
-    limit = config.get(family.context_key) if family and family.context_key else None
-    if isinstance(limit, int) and op.seq_len > limit:
-        raise BadParameter(f"--seq-len {op.seq_len} is longer than the model's context of {limit}", hint=f"use --seq-len {limit} or less")
 
 
 def evenly(rows: Tensor, most: int = MEASURED) -> Tensor:

@@ -11,13 +11,16 @@ from torch import Tensor, nn
 
 from ...registry.errors import Incompatible
 from ..base import Change, Check, Run
-from ..engine import LocalEngine, TrainSettings
-from ..engine.local import language_loss, mean_loss, threads
+from ..engine import LocalEngine, Objective, TrainSettings
+from ..engine.local import device, language_loss, mean_loss, threads
 from ..models import load_model, read_config
+from .expand import Expand, check_old_tensors, origin_table
 from .full import Full
+from .limits import default_rate
+from .lora import Lora
+from .objective import SelfDistilled
 from .precision import choose_precision
 from .rows import Prepared, prepare
-from .train import default_rate
 
 if TYPE_CHECKING:
     from ...registry.view import ModelView
@@ -44,13 +47,23 @@ def apply(op: Update, view: ModelView, run: Run) -> Iterator[Change]:
         run.note("the data is too small to hold a part out: the check measures rows that were trained on")
     method = _method(op, view, run, rows)
     settings = resolve(op, view, run)
-    outcome = LocalEngine().train(method.module, rows.mixture, settings, run, objective=language_loss)
+    objective = _objective(op, view)
+    outcome = LocalEngine().train(method.module, rows.mixture, settings, run, objective=objective)
     run.record("training", _facts(op, settings, rows, outcome, method.module))
     yield from method.changes()
 
 
 def _method(op: Update, view: ModelView, run: Run, rows: Prepared) -> Method:
-    return Full(view)
+    if op.lora is not None:
+        return Lora(op.lora, view, run.seed)
+    return Expand(op, view, run, rows.held) if op.expand else Full(view)
+
+
+def _objective(op: Update, view: ModelView) -> Objective:
+    own = next((n for n, r in enumerate(op.replays, start=1) if r.path is None), None)
+    if own is None:
+        return language_loss
+    return SelfDistilled(load_model(view, dtype=torch.float32).to(device()), own)
 
 
 def require_language_model(view: ModelView) -> None:
@@ -111,6 +124,8 @@ def check(op: Update, before: ModelView, after: ModelView, run: Run) -> Check:
     }
     if rows.old:
         values["replay"] = {k: {"loss_before": was[f"old {k}"], "loss_after": now[f"old {k}"]} for k in rows.old}
+    if op.expand:
+        values["expansion"] = check_old_tensors(before, after, origin_table(op, before, run, rows.held))
     if now["data"] < was["data"]:
         return Check(True, values)
     reason = f"the loss on the {values['measured_on']} did not fall ({was['data']:.3f} before, {now['data']:.3f} after)"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from ...registry.errors import BadParameter
 from ..base import Change, Check, Expectations, Operation, Plan, Run, option
+from .layout import explicit
 from .options import Adapter, Replay, parse_adapter, parse_replay
 
 if TYPE_CHECKING:
@@ -64,6 +65,9 @@ class Update(Operation):
         _require(self.decay in DECAYS, f"--decay is one of {', '.join(DECAYS)}, not {self.decay!r}")
         _require(self.precision in PRECISIONS, f"--precision is one of {', '.join(PRECISIONS)}, not {self.precision!r}")
         _require(not (self.expand and self.adapter), "--expand and --adapter cannot be combined", "expand first, then train an adapter")
+        numbers = explicit(self.where)
+        fits = numbers is None or not self.expand or len(numbers) == self.expand
+        _require(fits, f"--where {self.where} does not name {self.expand} blocks")
         parse_replay(self.replay)
         parse_adapter(self.adapter)
 
@@ -112,12 +116,3 @@ class Update(Operation):
 def _require(condition: bool, sentence: str, hint: str | None = None) -> None:
     if not condition:
         raise BadParameter(sentence, hint=hint or "`mlc update --help` lists every option")
-
-
-def default_rate(parameters: int, method: str) -> float:
-    """Peak rate when none is given: 1e-3 at a quarter of a million parameters, falling as N^-0.35 (about 6e-5 at 1 B, 3e-5 at 7 B).
-
-    New blocks and adapters take three times that: they start from zero output and cannot damage old weights (llm-ade card).
-    """
-    rate = 1e-3 * min(1.0, (260_000 / max(parameters, 1)) ** 0.35)
-    return float(f"{rate * (1 if method == 'full' else 3):.2g}")

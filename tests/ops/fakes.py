@@ -81,8 +81,11 @@ class MemoryView:
         self.reads.append(name)
         return self._tensors[name].clone()
 
-    def files(self) -> tuple[str, ...]:
-        return tuple(sorted(self._files))
+    def primary_names(self) -> tuple[str, ...]:
+        return self.names()
+
+    def files(self) -> tuple[FileEntry, ...]:
+        return self.snapshot.files
 
     def file(self, path: str) -> bytes | None:
         return self._files.get(path)
