@@ -6,6 +6,7 @@ Tensor names never become paths. Paths are relative, POSIX, and cannot leave the
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from .limits import DEFAULT, Limits
 
@@ -32,6 +33,17 @@ def bad_tensor_name(name: str, limits: Limits = DEFAULT) -> str | None:
     if any(len(part) > 3 and _DUNDER.fullmatch(part) for part in re.split(r"[.:/]", name)):
         return "has a reserved part of the form __x__"
     return None
+
+
+def clash(paths: Iterable[str]) -> str | None:
+    """A path that is a file and, for another path, a folder; None when all of them can lie in one directory."""
+    known = set(paths)
+    return next((folder for path in sorted(known) for folder in _folders(path) if folder in known), None)
+
+
+def _folders(path: str) -> list[str]:
+    parts = path.split("/")
+    return ["/".join(parts[:count]) for count in range(1, len(parts))]
 
 
 def bad_path(path: str, limits: Limits = DEFAULT) -> str | None:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from ..errors import BadParameter, NotFound
 from ..ids import SnapshotId
 from ..records import FileEntry, Snapshot, TensorDelta, TensorEntry
-from .names import bad_path, bad_tensor_name, shown
+from .configs import parse
+from .names import bad_path, bad_tensor_name, clash, shown
 from .safetensors import Header, parse_header, write_header
 from .shards import ADAPTER_WEIGHTS, choose_primary, shard_maps, updated_indexes
 from .storing import Spool, Storing
@@ -127,6 +128,7 @@ class _Edit:
             raise BadParameter(f"{shown(path)} is a weight file: it is changed tensor by tensor")
         self.touched.add(path)
         if data is not None:
+            parse(path, data)  # a config that could not be imported must not be made either
             self.files[path] = _blob_entry(self.tx, path, data)
         elif self.files.pop(path, None) is None:
             raise NotFound(f"the parent has no file {shown(path)}")
@@ -145,6 +147,8 @@ class _Edit:
             elif self._differs(file, names[file.path]):
                 self.files[file.path] = self._rewritten(file, names[file.path])
         self._follow_indexes()
+        if (both := clash(self.files)) is not None:
+            raise BadParameter(f"{shown(both)} would be a file and a folder")
         tensors = tuple(self.tensors[name] for name in sorted(self.tensors))
         return dataclasses.replace(self.parent, tensors=tensors, files=tuple(self.files[path] for path in sorted(self.files)))
 
