@@ -39,7 +39,7 @@ def undelta_planes(planes: Tensor, base: Tensor) -> Tensor:
 
 @accelerated("planes")
 def split_planes(x: Tensor) -> Tensor:
-    """Byte planes of `x` alone, uint8 `[itemsize, n]`. A float's sign is rotated to the lowest bit, so that the top plane is pure exponent."""
+    """Byte planes of `x` alone, uint8 `[itemsize, n]`. A float's sign is rotated down, so that the top plane is pure exponent."""
     raw = _bits(x)
     if x.dtype in ORDERED:
         raw = (raw << 1) | _shift_right(raw, 8 * x.element_size() - 1)
@@ -99,4 +99,4 @@ def _from_planes(planes: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _same_kind(target: Tensor, base: Tensor) -> None:
     if target.dtype != base.dtype or target.shape != base.shape or target.dim() != 1:
-        raise ValueError(f"two vectors of one dtype are needed, not {target.dtype} {list(target.shape)} and {base.dtype} {list(base.shape)}")
+        raise ValueError(f"two vectors of one dtype are needed: {target.dtype} {list(target.shape)}, {base.dtype} {list(base.shape)}")

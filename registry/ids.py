@@ -43,13 +43,18 @@ def record_digest(domain: str, data: bytes) -> str:
     return blake3(domain.encode() + b"\n" + data).hexdigest()
 
 
+def tensor_hasher(dtype: str, shape: Iterable[int]) -> blake3:
+    """A hasher that has seen the preamble of a tensor: what `tensor_digest` starts from."""
+    return blake3(f"mlc.tensor.v1\n{dtype}\n{','.join(map(str, shape))}\n".encode())
+
+
 def tensor_digest(dtype: str, shape: Iterable[int], chunks: Iterable[bytes | memoryview]) -> Digest:
     """BLAKE3-256 over dtype, shape and little-endian row-major bytes (STORAGE: the unit of storage).
 
     `dtype` is the safetensors word (`F32`, `BF16`, ...). The preamble is `mlc.tensor.v1\\n<dtype>\\n<d0,d1,...>\\n`.
     `chunks` lets a caller stream a tensor that is larger than memory.
     """
-    hasher = blake3(f"mlc.tensor.v1\n{dtype}\n{','.join(map(str, shape))}\n".encode())
+    hasher = tensor_hasher(dtype, shape)
     for chunk in chunks:
         hasher.update(chunk)
     return Digest(hasher.hexdigest())

@@ -64,7 +64,7 @@ def _encode_segment(target: Tensor, base: Tensor) -> Chunks:
     planes = delta_planes(target, base)
     body = encode_section(list(planes.numpy()), parts)
     form, coded = PLANES, body
-    if integers.suits(target.dtype, size_of(body), planes.numel()):
+    if integers.suits(target.dtype, len(target), size_of(body)):
         shorter = integers.encode(planes, parts)
         if len(shorter) < CLOSE * size_of(body):
             form, coded = INTEGERS, [shorter]
@@ -108,14 +108,19 @@ def _decode_segment(form: int, body: memoryview, base: Tensor, out: Tensor) -> N
 # --- here and there ------------------------------------------------------------------------------------------
 
 
-def changed(target: Tensor, base: Tensor) -> Tensor:
-    """int64 [k]: where the bits differ."""
+def changes(target: Tensor, base: Tensor) -> int:
+    """How many elements differ in a bit."""
+    return int(torch.count_nonzero(_differ(target, base)))
+
+
+def _differ(target: Tensor, base: Tensor) -> Tensor:
     width = BITS[target.element_size()]
-    return torch.nonzero(target.view(width) != base.view(width)).view(-1)
+    return target.view(width) != base.view(width)
 
 
-def encode_sparse(target: Tensor, base: Tensor, where: Tensor) -> Chunks:
+def encode_sparse(target: Tensor, base: Tensor) -> Chunks:
     """Gaps between the changed places, and the distances there."""
+    where = torch.nonzero(_differ(target, base)).view(-1)
     gaps = torch.diff(where, prepend=where.new_full((1,), -1)).sub_(1).to(torch.int32)
     streams = [*split_planes(gaps).numpy(), *delta_planes(pick(target, where), pick(base, where)).numpy()]
     return [COUNT.pack(len(where)), *encode_section(streams)]

@@ -1,6 +1,6 @@
 """Codecs of one block (at most 64 MiB of one tensor) without a base: one value throughout, or byte planes.
 
-Work goes by segments of half a million elements, so that every pass finds its data in the processor's cache. Only moves of bits happen here.
+Work goes by segments of half a million elements, so that every pass finds its data in the processor's cache. Only bits are moved here.
 """
 
 from __future__ import annotations

@@ -1,7 +1,10 @@
-"""Which codec for which block: what is promising is tried, the smallest within 5 % wins, ties go to the faster reader, raw is the way out."""
+"""Which codec for which block: what is promising is tried, the smallest within 5 % wins, ties go to the faster reader, raw is
+the way out. Candidates are compared on a small sample; only the winner codes the whole block.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,11 +13,11 @@ import torch
 from torch import Tensor
 
 from ..errors import HashMismatch
-from . import against, alone
+from . import against, alone, forecast
 from .blocks import block_sizes, write_table
 from .buffers import Buffer, as_bytes, borrow, dtype_of, lend
 from .decode import ReadBase, decode_block
-from .dtypes import CONSTANT, DELTAS, DENSE, PLANES, RAW, SPARSE
+from .dtypes import CONSTANT, DELTAS, DENSE, FORECAST, PLANES, RAW, SPARSE, item_size
 from .entropy import Chunks, size_of
 
 SPARSE_SHARE = 0.03  # of changed elements; above it a dense delta with fractional bits is shorter
@@ -32,6 +35,11 @@ class Encoded:
     uses_base: bool
     chunks: Chunks
 
+    @property
+    def size(self) -> int:
+        """Stored bytes."""
+        return size_of(self.chunks)
+
 
 def encode(word: str, shape: Sequence[int], data: Buffer, read_base: ReadBase | None = None) -> Encoded:
     """Encode a tensor's little-endian row-major bytes, against a base of the same type and shape when there is one.
@@ -39,9 +47,11 @@ def encode(word: str, shape: Sequence[int], data: Buffer, read_base: ReadBase | 
     Every block is decoded again and compared before it is returned. Raises HashMismatch if that ever fails (a defect, or broken memory).
     """
     raw, blocks, start = as_bytes(data), [], 0
+    row = math.prod(shape[1:]) if len(shape) > 1 else 0
     for size in block_sizes(word, shape):
         base = read_base(start, start + size) if read_base else None
-        blocks.append((*encode_block(word, raw[start : start + size], base), size))
+        columns = row if row and size % (row * item_size(word)) == 0 else None
+        blocks.append((*encode_block(word, raw[start : start + size], base, columns), size))
         start += size
     if len(blocks) == 1:
         codec, chunks, _ = blocks[0]
@@ -52,40 +62,48 @@ def encode(word: str, shape: Sequence[int], data: Buffer, read_base: ReadBase | 
     return Encoded(max(shares, key=lambda codec: shares[codec]), True, any(codec in DELTAS for codec in shares), chunks)
 
 
-def encode_block(word: str, data: np.ndarray, base: Buffer | None) -> tuple[int, Chunks]:
-    """The codec and the chunks of one block, proven to decode to `data`."""
+def encode_block(word: str, data: np.ndarray, base: Buffer | None, columns: int | None = None) -> tuple[int, Chunks]:
+    """The codec and the chunks of one block, proven to decode to `data`. `columns`: elements of a row, when the block is whole rows."""
     dtype = dtype_of(word)
-    codec, chunks = _choose(borrow(data, dtype), None if base is None else borrow(base, dtype))
+    codec, chunks = _choose(borrow(data, dtype), None if base is None else borrow(base, dtype), columns)
     if codec != RAW:
         stored = b"".join(chunks)
         again = np.empty_like(data)
         decode_block(codec, memoryview(stored), word, again, base)
-        if not np.array_equal(again, data):
+        if not _same(again, data):
             raise HashMismatch("a block did not survive its own encoding; nothing was stored", hint="mlc doctor")
         chunks = [stored]
     return codec, chunks
 
 
-def _choose(target: Tensor, base: Tensor | None) -> tuple[int, Chunks]:
-    raw: Chunks = [memoryview(lend(target))]
+def _same(a: np.ndarray, b: np.ndarray, step: int = 1 << 18) -> bool:
+    return all(np.array_equal(a[i : i + step], b[i : i + step]) for i in range(0, len(a), step))  # in pieces: the mask stays in the cache
+
+
+def _choose(target: Tensor, base: Tensor | None, columns: int | None) -> tuple[int, Chunks]:
     if not target.numel():
         return RAW, []
     if (constant := alone.encode_constant(target)) is not None:
         return CONSTANT, constant
-    if base is None or (where := against.changed(target, base)).numel() >= SPARSE_SHARE * target.numel():
-        candidates = [PLANES] if base is None or not _delta_pays(target, base) else [DENSE]
-    else:
-        return SPARSE, against.encode_sparse(target, base, where)
-    codec = candidates[0]
-    chunks = alone.encode_planes(target) if codec == PLANES else against.encode_dense(target, base)  # type: ignore[arg-type]
+    codec, chunks = (PLANES, alone.encode_planes(target)) if base is None else _choose_delta(target, base, columns)
+    raw: Chunks = [lend(target).data]
     return (codec, chunks) if CLOSE * size_of(chunks) < size_of(raw) else (RAW, raw)
 
 
-def _delta_pays(target: Tensor, base: Tensor) -> bool:
-    """Whether a dense delta is clearly shorter than planes alone, on a sample."""
+def _choose_delta(target: Tensor, base: Tensor, columns: int | None) -> tuple[int, Chunks]:
+    if against.changes(target, base) < SPARSE_SHARE * len(target):
+        return SPARSE, against.encode_sparse(target, base)
     limit = WIDE_DENSE if target.element_size() >= 4 else 1 / CLOSE
-    sample = _sample(target), _sample(base)
-    return size_of(against.encode_dense(*sample)) < limit * size_of(alone.encode_planes(sample[0]))
+    sample = _sample(target)
+    plain = size_of(against.encode_dense(sample, _sample(base)))
+    guide = forecast.fit(target, base, columns) if columns else None
+    if guide is not None:
+        factors = size_of(forecast.encode_factors(guide)) * len(sample) / len(target)
+        guided = size_of(against.encode_dense(sample, _sample(guide.predicted))) + factors
+        guide, plain = (guide, guided) if CLOSE * guided < plain else (None, plain)
+    if plain > limit * size_of(alone.encode_planes(sample)):
+        return PLANES, alone.encode_planes(target)
+    return (FORECAST, forecast.encode_forecast(target, guide)) if guide else (DENSE, against.encode_dense(target, base))
 
 
 def _sample(x: Tensor, pieces: int = 4) -> Tensor:

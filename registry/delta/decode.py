@@ -7,10 +7,10 @@ from collections.abc import Callable
 import numpy as np
 
 from ..errors import CorruptRecord
-from . import against, alone
+from . import against, alone, forecast
 from .blocks import Block, read_table
 from .buffers import Buffer, as_bytes, borrow, dtype_of
-from .dtypes import CONSTANT, DELTAS, DENSE, PLANES, RAW, SPARSE
+from .dtypes import CONSTANT, DELTAS, DENSE, FORECAST, PLANES, RAW, SPARSE
 
 ReadBase = Callable[[int, int], Buffer]  # (start, stop) in raw bytes
 
@@ -34,6 +34,8 @@ def decode_block(codec: int, data: memoryview, word: str, out: np.ndarray, base:
         against.decode_sparse(data, borrow(base, dtype), borrow(out, dtype))
     elif codec == DENSE:
         against.decode_dense(data, borrow(base, dtype), borrow(out, dtype))
+    elif codec == FORECAST:
+        forecast.decode_forecast(data, borrow(base, dtype), borrow(out, dtype))
 
 
 def decode_range(

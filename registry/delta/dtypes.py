@@ -58,6 +58,8 @@ def byte_size(word: str, shape: Sequence[int]) -> int:
     return elements * item_size(word)
 
 # Codecs, as written in records and block tables. For ever: append, never renumber.
-RAW, ZSTD, CONSTANT, PLANES, SPARSE, DENSE = range(6)
-CODECS = {"raw": RAW, "zstd": ZSTD, "constant": CONSTANT, "planes": PLANES, "sparse": SPARSE, "dense": DENSE}
-DELTAS = (SPARSE, DENSE)  # need their base to be read
+RAW, ZSTD, CONSTANT, PLANES, SPARSE, DENSE, FORECAST = range(7)
+CODECS = {
+    "raw": RAW, "zstd": ZSTD, "constant": CONSTANT, "planes": PLANES, "sparse": SPARSE, "dense": DENSE, "forecast": FORECAST,
+}
+DELTAS = (SPARSE, DENSE, FORECAST)  # need their base to be read

@@ -1,7 +1,7 @@
 """Coding streams of bytes: raw, constant, Huffman-only zstd, or zstd with matches; each stream says which.
 
-A section is a number of streams, known to the reader, as are their decoded lengths: for each stream one byte (the coder) and four bytes (the
-stored length), then the streams in order. A reader checks that a coded stream declares just the length it must have before it allocates.
+A section is a number of streams, known to the reader as are their decoded lengths: for each stream one byte (the coder) and four bytes
+(the stored length), then the streams in order. A coded stream must declare just the length it has to have, before memory is taken for it.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ SAMPLE = 1 << 16  # bytes looked at before a coder is chosen
 WORTH = 0.97  # a coder that saves less than this is not worth its time
 CLOSE = 0.95  # a slower coder must be this much smaller
 
-# Matching on weights makes files larger and slower: hardly any is left on here, so that zstd codes literals by Huffman (and still finds runs).
+# Matching on weights makes files larger and slower: hardly any is left on here; zstd codes literals by Huffman (and still finds runs).
 _HUFFMAN = zstd.ZstdCompressionParameters(compression_level=1, strategy=zstd.STRATEGY_FAST, min_match=7, hash_log=6, search_log=1)
 _MATCHES = zstd.ZstdCompressionParameters.from_level(3)
 
-Chunks = list[bytes | memoryview]
+Chunks = Sequence[bytes | memoryview]
 
 
 def size_of(chunks: Chunks) -> int:
@@ -34,7 +34,7 @@ def size_of(chunks: Chunks) -> int:
 
 
 def encode_section(streams: Sequence[np.ndarray], parts: Sequence[int] | None = None) -> Chunks:
-    """Chunks of a section holding these uint8 vectors. `parts`: lengths of stretches with statistics of their own, the same in every stream."""
+    """Chunks of a section holding these uint8 vectors. `parts`: lengths of stretches with statistics of their own, alike in all streams."""
     coded = [_encode_stream(np.ascontiguousarray(stream), parts) for stream in streams]
     return [b"".join(STREAM.pack(coder, len(body)) for coder, body in coded), *(body for _, body in coded if len(body))]
 
@@ -42,16 +42,18 @@ def encode_section(streams: Sequence[np.ndarray], parts: Sequence[int] | None = 
 def _encode_stream(data: np.ndarray, parts: Sequence[int] | None) -> tuple[int, bytes | memoryview]:
     if not data.size or (data[0] == data[-1] and not np.any(data != data[0])):
         return CONSTANT, bytes(data[:1])
-    coder, view = _choose(data), memoryview(data)
+    coder, view = _choose(data), data.data
+    if coder == RAW:
+        return RAW, view
     if coder == HUFFMAN and parts and len(parts) > 1:
         coded = compress_parts(view, parts, _HUFFMAN)
-    elif coder != RAW:
+    else:
         coded = compress(view, _HUFFMAN if coder == HUFFMAN else _MATCHES)
-    return (RAW, view) if coder == RAW or len(coded) >= WORTH * len(view) else (coder, coded)
+    return (coder, coded) if len(coded) < WORTH * len(view) else (RAW, view)
 
 
 def _choose(data: np.ndarray) -> int:
-    sample = memoryview(data if data.size <= SAMPLE else _spread(data))
+    sample = (data if data.size <= SAMPLE else _spread(data)).data
     huffman, matches = len(compress(sample, _HUFFMAN)), len(compress(sample, _MATCHES))
     if matches < CLOSE * min(huffman, len(sample)):
         return MATCHES

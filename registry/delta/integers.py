@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,17 +15,17 @@ from ..errors import CorruptRecord
 
 LEVEL = 8
 WIDTHS = (2, 4, 8)  # bytes of the integers that pcodec knows
-WORTH_TRYING = 0.45  # above this share of raw, what is left is noise and bins save nothing
+FEW_BITS = 3.2  # per element: above, Huffman loses too little for the slower coder to be worth it
 
 
-def suits(dtype: torch.dtype, coded: int, raw: int) -> bool:
-    """Whether coding as integers may beat `coded` bytes of planes."""
-    return dtype.itemsize in WIDTHS and coded < WORTH_TRYING * raw
+def suits(dtype: torch.dtype, count: int, coded: int) -> bool:
+    """Whether coding `count` distances as integers may clearly beat the `coded` bytes of their planes."""
+    return dtype.itemsize in WIDTHS and 8 * coded < FEW_BITS * count
 
 
 def encode(planes: Tensor, parts: Sequence[int] | None) -> bytes:
     """Code the zigzag distances in `planes` uint8 `[itemsize, n]`; `parts` are stretches with statistics of their own."""
-    from pcodec import ChunkConfig, DeltaSpec, ModeSpec, PagingSpec, standalone
+    from pcodec import ChunkConfig, DeltaSpec, ModeSpec, PagingSpec, standalone  # type: ignore[attr-defined]
 
     values = join_planes(planes, BITS[len(planes)])
     steps = ((values >> 1) & (torch.iinfo(values.dtype).max)) ^ -(values & 1)
@@ -37,7 +36,7 @@ def encode(planes: Tensor, parts: Sequence[int] | None) -> bytes:
 
 def decode(data: memoryview, count: int, dtype: torch.dtype) -> Tensor:
     """The inverse of `encode`: planes uint8 `[itemsize, count]`. Raises CorruptRecord; never writes beyond `count`."""
-    from pcodec import standalone
+    from pcodec import standalone  # type: ignore[attr-defined]
 
     if dtype.itemsize not in WIDTHS:
         raise CorruptRecord("a stream of integers has an impossible width")

@@ -57,7 +57,7 @@ def tensor_range(reader: Reader, info: ObjectInfo, start: int, stop: int, depth:
         decoded = decode_range(payload, info.dtype, CODECS[info.codec], info.blocked, info.raw_size, start, stop, read_base)
     except CorruptRecord as fault:
         raise _named(info, fault) from fault
-    return memoryview(decoded)
+    return decoded.data
 
 
 def _named(info: ObjectInfo, fault: CorruptRecord) -> CorruptRecord:

@@ -15,14 +15,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
+from .. import fs
 from ..errors import CorruptRecord, MissingObject
 from ..ids import Digest
 from .layout import RECORD, ObjectInfo, find_record, parse_index, parse_record, parse_trailer
-from .midx import MultiIndex
+from .midx import MultiIndex, build
 
 T = TypeVar("T")
 KEEP_OPEN = 96  # mapped packs and loaded indexes, each
-RACY_NS = 200_000_000  # a directory changed this recently may change again within one tick of its clock
+UNCOVERED = 64  # packs outside the multi-pack index before it is written anew
+TICK_NS = 20_000_000  # a directory changed this recently may change again within one tick of its file system's clock
+COARSE_NS = 2_000_000_000  # the same where that clock counts whole seconds
 
 
 class PackSet:
@@ -63,7 +66,8 @@ class PackSet:
             if stamp == self._stamp:
                 return False
             self._list()
-            self._stamp = stamp if time.time_ns() - stamp > RACY_NS else None
+            tick = TICK_NS if stamp % 1_000_000_000 else COARSE_NS
+            self._stamp = stamp if time.time_ns() - stamp > tick else None
             return True
 
     def _list(self) -> None:
@@ -71,8 +75,10 @@ class PackSet:
         self._names = frozenset(name[5:-5] for name in files if name.startswith("pack-") and name.endswith(".pack"))
         self._bad = {name[5:-4]: self._quarantined(name) for name in files if name.startswith("pack-") and name.endswith(".bad")}
         self._midx = MultiIndex.load(self.directory / "midx") if "midx" in files else None
-        known = self._midx.packs if self._midx else frozenset()
-        self._uncovered = sorted(self._names - known)
+        self._uncovered = self._beyond(self._midx)
+
+    def _beyond(self, index: MultiIndex | None) -> list[str]:
+        return sorted(self._names - index.packs if index else self._names)
 
     def _quarantined(self, name: str) -> frozenset[str]:
         return frozenset((self.directory / name).read_text(encoding="ascii").split())
@@ -91,16 +97,40 @@ class PackSet:
 
     def _find(self, digest: Digest) -> ObjectInfo | None:
         wanted = bytes.fromhex(digest)
-        if self._midx is not None:
-            for pack, position in self._midx.find(wanted):
-                if pack in self._names and (info := self._record(pack, position, wanted)):
-                    return info
+        if len(self._uncovered) > KEEP_OPEN:  # no usable file: the same table in memory
+            self._extend()
+        if (found := self._hinted(wanted)) or self._midx is None or self._midx.sound():
+            return found
+        self._midx, self._uncovered = None, self._beyond(None)  # it lies: read the packs instead
+        return self._find(digest)
+
+    def _hinted(self, wanted: bytes) -> ObjectInfo | None:
+        for pack, position in self._midx.find(wanted) if self._midx else ():
+            if pack in self._names and (info := self._record(pack, position, wanted)):
+                return info
         for pack in self._uncovered:
             table = self._table(pack)
             position = find_record(table, wanted) if table is not None else None
             if position is not None and (info := self._record(pack, position, wanted)):
                 return info
         return None
+
+    def _extend(self) -> bytes:
+        """Cover all packs; returns the bytes of the new multi-pack index."""
+        old = self._midx if self._midx and self._midx.sound() and self._midx.packs <= self._names else None
+        fresh = ((pack, table) for pack in self._beyond(old) if (table := self._table(pack)) is not None)
+        data = old.extended(fresh) if old else build(fresh)
+        self._midx = MultiIndex.parse(data)
+        self._uncovered = []  # a pack whose index and own table are both damaged can answer nothing
+        return data
+
+    def write_midx(self, temporary: Path) -> None:
+        """Write the multi-pack index anew when enough packs are outside it; `temporary` is a path on the same file system."""
+        with self._lock:
+            self.refresh()
+            if len(self._uncovered) > UNCOVERED:
+                fs.write_new(temporary, self._extend())
+                fs.rename(temporary, self.directory / "midx")
 
     def _record(self, pack: str, position: int, wanted: bytes) -> ObjectInfo | None:
         table = self._table(pack)
@@ -163,6 +193,14 @@ class PackSet:
         if end > len(pack) or end > pack.size():  # the second asks the file: touching a page that was cut off would kill the process
             raise CorruptRecord(f"object {info.digest} lies beyond the end of pack {info.pack}", hint="mlc fsck")
         return memoryview(pack)[info.offset : end]
+
+    def quarantine(self, info: ObjectInfo) -> None:
+        """From now on this copy of the object counts as missing; its bytes stay in the pack as evidence."""
+        with self._lock:
+            self.refresh()
+            marked = self._bad.get(info.pack, frozenset()) | {info.digest}
+            fs.replace_text(self.path(info.pack, "bad"), "".join(f"{digest}\n" for digest in sorted(marked)))
+            self.forget(info.pack)
 
     def forget(self, pack: str) -> None:
         """Drop what is held of a pack and take the listing again."""

@@ -76,7 +76,7 @@ class ObjectStore:
         data = chain.tensor_range(self, info, 0, info.raw_size)
         if tensor_digest(info.dtype, info.shape, [data]) != digest:
             raise self._mismatch(info)
-        return data
+        return data.toreadonly()
 
     def tensor_range(self, digest: Digest, start: int, stop: int) -> memoryview:
         """A range of a tensor's bytes, *not verified* (a digest covers the whole): for readers that verify the whole themselves."""
@@ -86,8 +86,10 @@ class ObjectStore:
         """Name the object of the chain whose stored bytes are damaged."""
         for link in self.chain(info.digest):
             if not self.sound(link):
-                return HashMismatch(f"object {link.digest} is damaged in pack {short(link.pack)}", hint="mlc fsck --level 2", damaged=link.digest)
-        return HashMismatch(f"object {info.digest} does not decode to the bytes of its name", hint="mlc fsck --level 3", damaged=info.digest)
+                reason = f"object {link.digest} is damaged in pack {short(link.pack)}"
+                return HashMismatch(reason, hint="mlc fsck --level 2", damaged=link.digest)
+        reason = f"object {info.digest} does not decode to the bytes of its name"
+        return HashMismatch(reason, hint="mlc fsck --level 3", damaged=info.digest)
 
     # --- integrity -------------------------------------------------------------------------------------------
 
@@ -113,6 +115,12 @@ class ObjectStore:
             return blake3(memoryview(self.pack_set.mapped(pack))).hexdigest() == pack
         except (CorruptRecord, MissingObject):
             return False
+
+    def quarantine(self, digest: Digest) -> ObjectInfo:
+        """Treat the stored copy of an object as missing from now on, so that putting it again writes it anew. Raises MissingObject."""
+        info = self.info(digest)
+        self.pack_set.quarantine(info)
+        return info
 
     # --- writing ---------------------------------------------------------------------------------------------
 

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from blake3 import blake3
 
 from .. import delta, fs
 from ..delta.dtypes import CODECS, byte_size
-from ..errors import ShapeMismatch
-from ..ids import Digest, blob_digest, tensor_digest
+from ..errors import IntegrityError, ShapeMismatch
+from ..ids import Digest, blob_digest, tensor_digest, tensor_hasher
 from . import chain, layout
 from .layout import ALIGN, PACK_HEADER, ObjectInfo
 
 if TYPE_CHECKING:
+    from ..delta.chooser import Encoded
     from .store import ObjectStore
 
 CODEC_NAMES = {code: name for name, code in CODECS.items()}
 SMALL_BLOB = 64  # bytes below which compressing is not tried
+BUFFER = 1 << 20  # bytes gathered before a write
 
 
 class PackWriter:
@@ -28,11 +32,12 @@ class PackWriter:
 
     def __init__(self, store: ObjectStore, tmpdir: Path) -> None:
         self._store = store
-        self._tmpdir = tmpdir
-        self._file: int | None = None
-        self._path = tmpdir / f"pack-{os.getpid()}-{id(self):x}.tmp"
+        self._path = tmpdir / f"pack-{secrets.token_hex(8)}.tmp"
+        self._file: int | None = None  # written through this one, read back through the other
+        self._again: int | None = None
+        self._buffer = bytearray()
+        self._end = 0  # offset of the next byte, the buffer included
         self._hash = blake3()
-        self._end = 0
         self._infos: dict[Digest, ObjectInfo] = {}
 
     # --- what may be put -------------------------------------------------------------------------------------
@@ -40,34 +45,33 @@ class PackWriter:
     def add_blob(self, data: bytes | memoryview) -> Digest:
         """Store opaque bytes; returns their digest."""
         digest = blob_digest(data)
-        if not self._known(digest):
+        if not self.has(digest):
             from ..delta.frames import compress
 
             coded = compress(data) if len(data) > SMALL_BLOB else data
-            codec = "zstd" if len(coded) < 0.95 * len(data) else "raw"
-            self._put(digest, "blob", "", (), len(data), [coded if codec == "zstd" else data], codec)
+            codec, chunk = ("zstd", coded) if len(coded) < 0.95 * len(data) else ("raw", data)
+            self._put(digest, "blob", "", (), len(data), [chunk], codec)
         return digest
 
     def add_tensor(self, dtype: str, shape: Sequence[int], data: bytes | memoryview, base: Digest | None = None) -> ObjectInfo:
         """Store a tensor's little-endian row-major bytes, as a delta of `base` where that is shorter; returns how it is stored.
 
-        Raises ShapeMismatch when the data has not the size that type and shape promise.
+        Until the pack is finished, `pack` of that record is empty. Raises ShapeMismatch when the data has not the size of type and shape.
         """
-        view = memoryview(data).cast("B") if not isinstance(data, bytes) else memoryview(data)
+        view, shape = memoryview(data).cast("B"), tuple(shape)
         if len(view) != byte_size(dtype, shape):
             raise ShapeMismatch(f"{len(view)} bytes cannot be a {dtype} tensor of shape {list(shape)}")
         digest = tensor_digest(dtype, shape, [view])
-        if self._known(digest):
+        if self.has(digest):
             return self.info(digest)
-        root = self._base_for(dtype, tuple(shape), base)
-        coded = delta.encode(dtype, shape, view, self._reader(root))
-        return self._put(digest, "tensor", dtype, tuple(shape), len(view), coded.chunks, CODEC_NAMES[coded.codec], root if coded.uses_base else None, coded.blocked)
+        coded, origin = self._encode(dtype, shape, view, base)
+        return self._put(digest, "tensor", dtype, shape, len(view), coded.chunks, CODEC_NAMES[coded.codec], origin, coded.blocked)
 
     # --- what can be read back before it is finished ---------------------------------------------------------
 
     def has(self, digest: Digest) -> bool:
         """Whether the object is in the store or in this pack."""
-        return self._known(digest)
+        return digest in self._infos or self._store.has(digest)
 
     def info(self, digest: Digest) -> ObjectInfo:
         """How an object of the store or of this pack is stored. Raises MissingObject."""
@@ -75,64 +79,112 @@ class PackWriter:
 
     def stored(self, info: ObjectInfo) -> memoryview:
         """Stored bytes of an object of the store or of this pack."""
-        if info.pack or self._file is None:
+        if info.pack:
             return self._store.stored(info)
-        return memoryview(os.pread(self._file, info.stored_size, info.offset))
+        self._flush()
+        if self._again is None:
+            self._again = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        return memoryview(os.pread(self._again, info.stored_size, info.offset))
 
     # --- the end ---------------------------------------------------------------------------------------------
 
     def finish(self) -> str | None:
-        """Make the pack durable and visible; returns its id, or None when nothing was put."""
+        """Make the pack durable and visible; returns its id, or None when nothing was put. The writer is empty again afterwards."""
         if self._file is None:
             return None
         table = layout.table_of(list(self._infos.values()))
         self._align()
-        offset = self._end
-        self._write(table)
-        self._write(layout.trailer(table, offset))
+        self._write(table + layout.trailer(table, self._end))
         self._write(self._hash.digest())
         pack = self._hash.hexdigest()
+        self._flush()
         fs.fsync_file(self._file)
-        os.close(self._file)
-        self._file = None
         index = self._path.with_suffix(".idx")
         fs.write_new(index, layout.index_bytes(table))
-        target = self._store.pack_set
-        fs.rename(index, target.path(pack, "idx"))  # the index first: a pack that is seen has one
-        fs.rename(self._path, target.path(pack))
-        fs.fsync_dir(target.directory)
-        target.forget(pack)
-        self._infos = {}
+        packs = self._store.pack_set
+        fs.rename(index, packs.path(pack, "idx"))  # the index first: a pack that is seen has one
+        fs.rename(self._path, packs.path(pack))
+        fs.fsync_dir(packs.directory)
+        self._reset()
+        packs.forget(pack)
+        with contextlib.suppress(OSError):  # only a derived file: the pack is safe without it
+            packs.write_midx(self._path.with_suffix(".midx"))
         return pack
 
     def abort(self) -> None:
-        """Drop everything put so far."""
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
-            self._path.unlink(missing_ok=True)
-        self._infos = {}
+        """Drop everything that was put since the last pack was finished."""
+        self._path.unlink(missing_ok=True)
+        self._reset()
 
-    # --- steps -----------------------------------------------------------------------------------------------
+    def _reset(self) -> None:
+        for file in (self._file, self._again):
+            if file is not None:
+                os.close(file)
+        self._file = self._again = None
+        self._buffer, self._end, self._hash, self._infos = bytearray(), 0, blake3(), {}
+        self._path = self._path.with_name(f"pack-{secrets.token_hex(8)}.tmp")
 
-    def _known(self, digest: Digest) -> bool:
-        return digest in self._infos or self._store.has(digest)
+    # --- choosing a base -------------------------------------------------------------------------------------
 
-    def _base_for(self, dtype: str, shape: tuple[int, ...], base: Digest | None) -> ObjectInfo | None:
-        if base is None or not self._known(base):
-            return None
-        info = self.info(base)
-        if info.kind != "tensor" or (info.dtype, info.shape) != (dtype, shape) or info.depth >= delta.MAX_DEPTH:
-            return None
+    def _encode(self, dtype: str, shape: tuple[int, ...], data: memoryview, base: Digest | None) -> tuple[Encoded, ObjectInfo | None]:
+        """The coded tensor and what it is a delta of: the base asked for, else the keyframe below that, else nothing.
+
+        The keyframe is taken when the chain would get too deep, or its deltas together longer than the keyframe: reading must stay cheap.
+        """
+        for origin in self._origins(dtype, shape, base):
+            coded = self._against(origin, dtype, shape, data)
+            if coded is None:
+                continue
+            if not coded.uses_base:
+                return coded, None
+            keyframe = self._keyframe(origin)
+            if origin.depth == 0 or origin.path_size + coded.size <= keyframe.stored_size:
+                return coded, origin
+        return delta.encode(dtype, shape, data), None
+
+    def _origins(self, dtype: str, shape: tuple[int, ...], base: Digest | None) -> list[ObjectInfo]:
+        try:
+            info = self.info(base) if base is not None and self.has(base) else None
+            if info is None or info.kind != "tensor" or (info.dtype, info.shape) != (dtype, shape):
+                return []
+            keyframe = self._keyframe(info)
+        except IntegrityError:  # a chain that cannot be read is no base; fsck will name it
+            return []
+        if info.depth == 0:
+            return [info]
+        return [keyframe] if info.depth >= delta.MAX_DEPTH else [info, keyframe]
+
+    def _keyframe(self, info: ObjectInfo) -> ObjectInfo:
+        for _ in range(layout.MAX_DEPTH_READ):
+            if info.base is None:
+                break
+            info = self.info(info.base)
         return info
 
-    def _reader(self, base: ObjectInfo | None):  # noqa: ANN202
-        if base is None:
-            return None
-        return lambda start, stop: chain.tensor_range(self, base, start, stop)
+    def _against(self, origin: ObjectInfo, dtype: str, shape: tuple[int, ...], data: memoryview) -> Encoded | None:
+        """Encode against one base, verified while it is read; None when it is damaged: a delta of wrong bytes would spread the damage."""
+        hasher = tensor_hasher(dtype, shape)
 
-    def _put(self, digest, kind, dtype, shape, raw_size, chunks, codec, base=None, blocked=False) -> ObjectInfo:  # noqa: ANN001
-        self._open()
+        def read_base(start: int, stop: int) -> memoryview:
+            part = chain.tensor_range(self, origin, start, stop)
+            hasher.update(part)
+            return part
+
+        try:
+            coded = delta.encode(dtype, shape, data, read_base)
+        except IntegrityError:
+            return None
+        return coded if hasher.hexdigest() == origin.digest else None
+
+    # --- bytes -----------------------------------------------------------------------------------------------
+
+    def _put(
+        self, digest: Digest, kind: Literal["tensor", "blob"], dtype: str, shape: tuple[int, ...], raw_size: int,
+        chunks: Sequence[bytes | memoryview], codec: str, origin: ObjectInfo | None = None, blocked: bool = False,
+    ) -> ObjectInfo:  # fmt: skip
+        if self._file is None:
+            self._file = fs.create(self._path)
+            self._write(PACK_HEADER)
         self._align()
         offset, checksum = self._end, blake3()
         for chunk in chunks:
@@ -140,24 +192,28 @@ class PackWriter:
             self._write(chunk)
         stored = self._end - offset
         info = ObjectInfo(
-            digest, kind, dtype, shape, raw_size, stored, base.digest if base else None, base.depth + 1 if base else 0, codec, "",
-            offset, checksum.hexdigest(), base.path_size + stored if base else 0, blocked,
-        )
+            digest=digest, kind=kind, dtype=dtype, shape=shape, raw_size=raw_size, stored_size=stored,
+            base=origin.digest if origin else None, depth=origin.depth + 1 if origin else 0, codec=codec, pack="", offset=offset,
+            checksum=checksum.hexdigest(), path_size=origin.path_size + stored if origin else 0, blocked=blocked,
+        )  # fmt: skip
         self._infos[digest] = info
         return info
-
-    def _open(self) -> None:
-        if self._file is None:
-            flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
-            self._file = os.open(self._path, flags, 0o600)
-            self._write(PACK_HEADER)
 
     def _align(self) -> None:
         self._write(bytes(-self._end % ALIGN))
 
-    def _write(self, data) -> None:  # noqa: ANN001
-        view = memoryview(data).cast("B")
-        self._hash.update(view)
-        self._end += len(view)
-        while len(view):
-            view = view[os.write(self._file, view) :]  # type: ignore[arg-type]
+    def _write(self, data: bytes | memoryview) -> None:
+        self._hash.update(data)
+        self._end += len(data)
+        if len(data) < BUFFER:
+            self._buffer += data
+            if len(self._buffer) >= BUFFER:
+                self._flush()
+        else:
+            self._flush()
+            fs.write(self._file, data)  # type: ignore[arg-type]
+
+    def _flush(self) -> None:
+        if self._buffer:
+            fs.write(self._file, self._buffer)  # type: ignore[arg-type]
+            self._buffer = bytearray()
