@@ -6,14 +6,16 @@ Everything here works without torch and, but for `catalog`, without DuckDB. Read
 from __future__ import annotations
 
 import functools
+import json
 import os
 import secrets
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import fs, revs
 from .errors import CorruptRecord, HashMismatch, MissingObject, NotFound, UsageError
-from .ids import CommitId, Digest, RefName, SnapshotId, is_digest, record_digest
+from .ids import CommitId, Digest, SnapshotId, record_digest
 from .journal import Journal, utc_now
 from .locks import Locks
 from .records import Commit, Evaluation, Json, RefUpdate, Snapshot
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 FORMAT = "mlc 1\n"
 SNAPSHOT_DOMAIN = b"mlc.snapshot.v1\n"
+KEPT_COMMITS, KEPT_SNAPSHOTS = 4096, 8  # parsed records kept in memory
 FOLDERS = ("objects/commits", "refs/heads", "refs/tags", "refs/aliases", "locks", "pins", "runs", "tmp", "quarantine")
 
 
@@ -56,6 +59,7 @@ class Repository:
         self.refs = RefStore(self.path / "refs", self.journal)
         self.commits_dir = self.path / "objects" / "commits"
         self._commits: dict[CommitId, Commit] = {}
+        self._snapshots: dict[SnapshotId, Snapshot] = {}
 
     # --- opening ---------------------------------------------------------------------------------------------
 
@@ -159,7 +163,7 @@ class Repository:
     def commit(self, commit_id: CommitId) -> Commit:
         """A commit by its full id. Raises MissingObject, HashMismatch or CorruptRecord."""
         if commit_id not in self._commits:
-            if len(self._commits) > 4096:
+            if len(self._commits) >= KEPT_COMMITS:
                 self._commits.clear()
             self._commits[commit_id] = Commit.from_json(_parse(self.commit_bytes(commit_id), f"commit {commit_id}"))
         return self._commits[commit_id]
@@ -176,14 +180,19 @@ class Repository:
 
     def journaled(self, commit_id: CommitId) -> bool:
         """Whether a commit became part of history: a writer that died may leave the file of one that did not."""
-        return next(self.journal.with_text(f'"{commit_id}"'), None) is not None
+        named = self.journal.with_text(f'"{commit_id}"')
+        return any(record.body["kind"] != "note" for record in named)  # a note may speak of what then did not happen
 
     def snapshot(self, snapshot_id: SnapshotId) -> Snapshot:
         """A snapshot by its id. Raises MissingObject, HashMismatch or CorruptRecord."""
-        data = self.objects.blob(Digest(snapshot_id))  # stored as the very bytes that its id is the digest of
-        if not data.startswith(SNAPSHOT_DOMAIN):
-            raise CorruptRecord(f"object {snapshot_id} is not a snapshot", hint="mlc fsck")
-        return Snapshot.from_json(_parse(data[len(SNAPSHOT_DOMAIN) :], f"snapshot {snapshot_id}"))
+        if snapshot_id not in self._snapshots:
+            data = self.objects.blob(Digest(snapshot_id))  # stored as the very bytes that its id is the digest of
+            if not data.startswith(SNAPSHOT_DOMAIN):
+                raise CorruptRecord(f"object {snapshot_id} is not a snapshot", hint="mlc fsck")
+            if len(self._snapshots) >= KEPT_SNAPSHOTS:
+                self._snapshots.clear()
+            self._snapshots[snapshot_id] = Snapshot.from_json(_parse(data[len(SNAPSHOT_DOMAIN) :], f"snapshot {snapshot_id}"))
+        return self._snapshots[snapshot_id]
 
     def blob(self, digest: Digest) -> bytes:
         """An opaque object, verified. Raises MissingObject, HashMismatch or CorruptRecord."""
@@ -212,14 +221,14 @@ class Repository:
 
         return Transaction(self, txid, author=author, estimate=estimate)
 
-    def move_refs(self, updates: list[RefUpdate], *, reason: str, author: str, txid: str | None = None, **facts: Json) -> int:
+    def move_refs(self, updates: Sequence[RefUpdate], *, reason: str, author: str, txid: str | None = None, **facts: Json) -> int:
         """Move refs by compare-and-swap, all or none; returns the journal's seq. `facts` are kept in the record.
 
         Raises RefMoved, BadRefName, Locked, ReadOnlyRegistry or DiskFull.
         """
         return self.record({"kind": "refs", "reason": reason, **facts}, refs=updates, author=author, txid=txid).seq
 
-    def record(self, body: dict[str, Json], *, refs: list[RefUpdate] = [], author: str, txid: str | None = None) -> JournalRecord:  # noqa: B006
+    def record(self, body: dict[str, Json], *, refs: Sequence[RefUpdate] = (), author: str, txid: str | None = None) -> JournalRecord:
         """Append one event (accept, note, ...) with its ref moves; returns the journal record."""
         from .transaction import publish
 
@@ -273,12 +282,7 @@ def _refuse_format(text: str, place: Path) -> None:
 
 
 def _parse(data: bytes, what: str) -> dict[str, Any]:
-    import json
-
     try:
         return json.loads(data)
     except ValueError as fault:
         raise CorruptRecord(f"{what} is not JSON", hint="mlc fsck") from fault
-
-
-__all__ = ["AlreadyARegistry", "RefName", "RegistryNotFound", "Repository", "UnsupportedFormat", "is_digest"]

@@ -107,7 +107,7 @@ def _commit_files(repo: Repository, prefix: str) -> list[str]:
 
 def _unknown(base: str, refs: dict[RefName, CommitId]) -> RefNotFound:
     typed = [name.partition("/")[2] if not name.startswith("aliases/") else f"@{name.partition('/')[2]}" for name in refs]
-    close = difflib.get_close_matches(base, typed, n=3, cutoff=0.6)
+    close = difflib.get_close_matches(base, typed, n=3, cutoff=0.5)
     hint = (
         f"did you mean {' or '.join(map(repr, close))}? `mlc refs` lists them all"
         if close

@@ -120,8 +120,8 @@ def hold(path: str, lock: str, way: str) -> None:
 class Zygote:
     """The forking process, seen from the test."""
 
-    def __init__(self) -> None:
-        command = [sys.executable, "-P", "-m", "mlc.tests.registry.crash_child"]
+    def __init__(self, *, light: bool = False) -> None:
+        command = [sys.executable, "-P", "-m", "mlc.tests.registry.crash_child", *(["light"] if light else [])]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
         self.lines: list[list[str]] = []
 
@@ -159,16 +159,23 @@ class Zygote:
         self.process.stdout.close()
 
 
-def main() -> None:
-    """Serve: fork what is asked for, say who it is, and at `wait` how all ended."""
+def load_everything() -> None:
+    """Import what a commit imports, so that forked writers need not."""
     import duckdb
     import torch
 
     import mlc.registry.catalog.catalog
-    import mlc.registry.delta.chooser  # noqa: F401
+    import mlc.registry.delta.chooser
+    import mlc.registry.objects.writer  # noqa: F401
 
     assert duckdb
     torch.set_num_threads(1)
+
+
+def main() -> None:
+    """Serve: fork what is asked for, say who it is, and at `wait` how all ended."""
+    if "light" not in sys.argv:
+        load_everything()
     children: list[int] = []
     for line in sys.stdin:
         kind, *arguments = line.split()
