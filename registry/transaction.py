@@ -127,7 +127,8 @@ class Transaction:
         if (known.kind, known.dtype, known.raw_size) == ("tensor", dtype, size):
             self._statistics[target] = delta.stats(dtype, data, self.objects.tensor_bytes(reference))
 
-    def _with_statistics(self, deltas: Sequence[TensorDelta]) -> list[TensorDelta]:
+    def with_statistics(self, deltas: Sequence[TensorDelta]) -> list[TensorDelta]:
+        """The records with how far each tensor moved, where that was measured while it was put. `commit` does this by itself."""
         return [
             dataclasses.replace(delta, **self._statistics[delta.target]) if delta.l2 is None and delta.target in self._statistics else delta
             for delta in deltas
@@ -191,7 +192,7 @@ class Transaction:
         """
         if self.recorded is not None:
             return CommitId(self.recorded.body["commit"])
-        listed = self.put_deltas(self._with_statistics(deltas)) if deltas else None
+        listed = self.put_deltas(self.with_statistics(deltas)) if deltas else None
         self.seal()
         self._check_complete(commit)
         with fs.faults_in_words(self.repo.path):
