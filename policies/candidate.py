@@ -49,6 +49,7 @@ def settle(court: Court, tx: Transaction, candidate: Candidate) -> Outcome:
     Raises RefMoved when the branch has moved meanwhile. The caller raises the refusal (`refused`) after the transaction.
     """
     target = candidate.target
+    candidate.deltas = tx.with_statistics(candidate.deltas)
     case = Case(
         candidate.op.name,
         candidate.snapshot,
@@ -119,12 +120,10 @@ def _record(
         check=candidate.check,
         verdict=verdict,
     )
-    if kept:  # said first: a refusal whose branch is known, or none
-        note = {"kind": "note", "note": "refused", "commit": commit.id, "branch": target.branch, "old": target.old}
-        repo.record(note, author=request.author)
     first = not repo.branches()
     refs = [] if kept else [target.update(commit.id)]
-    commit_id = tx.commit(commit, refs=refs, reason=candidate.op.name, deltas=candidate.deltas)
+    meant = {"branch": target.branch, "old": target.old}  # a refused candidate has no ref that would say it
+    commit_id = tx.commit(commit, refs=refs, reason=candidate.op.name, deltas=candidate.deltas, meant_for=meant)
     if first and not kept and repo.head() != target.branch:
         repo.set_head(target.branch)
     return Outcome(

@@ -98,9 +98,9 @@ class Bench:
             model=loaded.model,
             tokenizer=loaded.tokenizer if _reads_text(suite) else None,
         )
-        with self.repo.ingest(estimate=len(result.rows)) as tx:
+        with self.repo.ingest(author=self.request.author, estimate=len(result.rows)) as tx:
             evaluation = result.record(snapshot, tx.put_blob(result.rows), environment(forward=True))
-            tx.record_evaluation(evaluation, author=self.request.author)
+            tx.record_evaluation(evaluation)
         return Measured(evaluation.id, result.metrics, result.n, evaluation.predictions, False)
 
     def _loaded(self, snapshot: SnapshotId) -> _Loaded:

@@ -90,10 +90,10 @@ def _meant_for(repo: Repository, commit_id: CommitId, branch: str | None) -> Tar
         if old not in (None, start):
             raise RefMoved(f"branch {branch} exists and does not stand at the candidate's parent", hint="choose another name")
         return Target(start, branch, old)
-    note = next((body for body in bodies(repo, commit_id, "note") if body.get("note") == "refused"), None)
-    if note is None:
+    meant = next((body["meant_for"] for body in bodies(repo, commit_id, "commit") if "meant_for" in body), None)
+    if meant is None:
         raise BadParameter(f"it is not recorded which branch {short(commit_id)} was meant for", hint="--branch NAME")
-    name, old = note["branch"], note["old"]
+    name, old = meant["branch"], meant["old"]
     if tips.get(name) != old:
         where = short(tips[name]) if name in tips else "gone"
         raise RefMoved(

@@ -105,7 +105,8 @@ def outcome_sentence(rule: Rule, suite: str | None, reading: Reading, ok: bool, 
         return _fall(rule, what, reading, ok, p)
     limit = rule.limit
     assert limit is not None
-    over = "within" if ok else ("under" if rule.min is not None else "over")
+    high, low = ("not under", "under") if rule.min is not None else ("within", "over")
+    over = high if ok else low
     if rule.ratio_max is not None:
         before, after = value_of(rule, reading.before), value_of(rule, reading.after)
         return f"{what} went from {before} to {after} ({number(reading.got)} times), {over} {number(limit)} times"
