@@ -144,8 +144,8 @@ class EffectiveView(ModelView):
         term = self._plan.added.get(name)
         if term is None:
             return weight
-        if not weight.is_floating_point():
-            raise ShapeMismatch(f"tensor {shown(name)} is of type {entry.dtype}, to which nothing can be added")
+        if entry.dtype not in ("F32", "BF16", "F16"):  # the sum is taken in fp32: F64 would lose bits, eight-bit types nearly all
+            raise ShapeMismatch(f"tensor {shown(name)} is of type {entry.dtype}, to which an adapter cannot be added")
         return _add(weight, self.own.tensor(term.up), self.own.tensor(term.down), term)
 
     def files(self) -> tuple[FileEntry, ...]:

@@ -47,7 +47,7 @@ class Storing:
         if before is not None and (before.dtype, before.shape) == (entry.dtype, entry.shape):
             from .. import delta
 
-            moved = delta.stats(entry.dtype, data, self.tx.repo.objects.tensor_bytes(before.digest)) if hasattr(delta, "stats") else {}
+            moved = delta.stats(entry.dtype, data, self.tx.repo.objects.tensor_bytes(before.digest))
         return TensorDelta(entry.name, info.base, entry.digest, info.codec, len(data), info.stored_size, **moved)
 
 
