@@ -33,9 +33,14 @@ def conduct(
         show_plan(session, outcome)
         return
     document = outcome_json(session, outcome)
-    session.show(document, lambda: _say(session, document, moved=outcome.ref_moved))
-    if proof is not None:
-        session.line(proof(outcome))
+    said = proof(outcome) if proof is not None else ""
+
+    def render() -> None:
+        _say(session, document, moved=outcome.ref_moved)
+        if said:
+            session.line(said)
+
+    session.show(document, render)
     session.hint(hint(document["commit"]))
 
 
@@ -43,14 +48,18 @@ def outcome_json(session: Session, outcome: Any) -> dict[str, Any]:
     """`{"commit": ..., "warnings": [...], "ref_moved": ...}`."""
     commit_id = outcome.commit_id
     total = len(session.repo.snapshot(outcome.commit.snapshot).tensors)
-    commit = commit_json(commit_id, outcome.commit, branch=outcome.branch, delta=delta_json(outcome.deltas, total))
+    commit = commit_json(commit_id, outcome.commit, branch=outcome.branch, delta=delta_json(outcome.deltas, total), verdict=outcome.verdict)
     return {"commit": commit, "warnings": list(outcome.warnings), "ref_moved": outcome.ref_moved}
 
 
 def _say(session: Session, document: dict[str, Any], *, moved: bool) -> None:
+    commit = document["commit"]
+    told = {f"{rule['rule']}: {rule['sentence']}" for rule in commit["verdict"]["rules"]}  # by the verdict, below
     for text in document["warnings"]:
-        session.warn(text)
-    for line in made_lines(document["commit"], session.paint, moved=moved):
+        if text not in told:
+            session.warn(text)
+    before = session.repo.commit(commit["parents"][0]).metrics if commit["parents"] else {}
+    for line in made_lines(commit, session.paint, moved=moved, before=before):
         session.line(line)
 
 

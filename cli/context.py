@@ -117,8 +117,10 @@ class Session:
     def warn(self, text: str) -> None:
         """A sentence on stderr that is shown unless --json asked for silence there: the document carries it."""
         if not self.json:
+            from .render.text import sentence
+
             paint = Paint(_colourful(sys.stderr, self.given))
-            sys.stderr.write(f"{paint.yellow('warning:')} {text}\n")
+            sys.stderr.write(f"{paint.yellow('warning:')} {sentence(text)}\n")
 
     def hint(self, command: str, why: str = "") -> None:
         """The next likely command, on stderr."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -56,17 +56,26 @@ class Mutation(Bundle):
         str | None, typer.Option(metavar="NAME", help="Start this new branch instead of moving REF's.", rich_help_panel=COMMON_PANEL)
     ] = None
 
-    def arguments(self, session: Session) -> dict[str, Any]:
-        """What every function of the conductor takes."""
+    def arguments(self, session: Session, verb: str | None = None) -> dict[str, Any]:
+        """What every function of the conductor takes. `verb`: the recipe may say the common options (an operation reads its own)."""
+        said = self._recipe(verb) if verb is not None and self.recipe is not None else {}
         return {
-            "message": self.message or "",
-            "author": session.author(self.author),
-            "seed": self.seed,
-            "branch": self.branch,
+            "message": self.message or said.get("message") or "",
+            "author": session.author(self.author or said.get("author")),
+            "seed": said.get("seed") if self.seed is None else self.seed,
+            "branch": self.branch or said.get("branch"),
             "dry_run": self.dry_run,
             "config": session.settings,
             "progress": session.progress,
         }
+
+    def _recipe(self, verb: str) -> dict[str, Any]:
+        from ..policies.recipe import read_given
+
+        keys = [(name, kind | None, None) for name, kind in (("message", str), ("author", str), ("seed", int), ("branch", str))]
+        shape = make_dataclass(verb, keys, namespace={"name": verb})
+        assert self.recipe is not None
+        return read_given(self.recipe, verb, operation=shape)  # type: ignore[arg-type]
 
 
 def complete_rev(ctx: typer.Context, incomplete: str) -> list[str]:

@@ -46,7 +46,16 @@ class Shared:
 
 
 class Command(Shared, typer.core.TyperCommand):
-    """One verb."""
+    """One verb. `optional_values` are options that may stand without their value, and what is meant then."""
+
+    optional_values: dict[str, str]
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        meant = getattr(self, "optional_values", {})
+        for place, word in reversed(list(enumerate(args))):
+            if word in meant and (place + 1 == len(args) or args[place + 1].startswith("-")):
+                args.insert(place + 1, meant[word])
+        return super().parse_args(ctx, args)
 
 
 class Group(Shared, typer.core.TyperGroup):
@@ -103,6 +112,7 @@ def load(name: str) -> Any:
             app.add(function, sub)
     command = typer.main.get_command(app)
     command.name = name
+    command.optional_values = getattr(module, "OPTIONAL_VALUES", {})
     return command
 
 

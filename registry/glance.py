@@ -1,7 +1,7 @@
 """Names and tip at a glance: what a shell prompt asks, from small text files, in a few milliseconds.
 
-Imports neither records nor journal. It answers only when the mirror of the refs is provably complete: the journal ends
-where the seal says, and the mirror has the seal's record. In every other case it returns None, and the caller asks the
+Imports neither records nor journal. It answers only when the mirror of the refs is provably whole and complete: it has the
+digest that it should, the journal ends where the seal says, and the mirror has the seal's record. In every other case it returns None, and the caller asks the
 repository, which adds the journal's tail (or says what is wrong).
 """
 
@@ -47,12 +47,12 @@ def look(path: Path) -> Glance | None:
             return None
         head = (place / "HEAD").read_text(encoding="ascii").strip()
         # The order matters: the mirror's number, its files, then the journal. What a writer does in between shows in the last.
-        seq = int((place / "refs" / "seq").read_text(encoding="ascii"))
-        kinds = [_names(place / "refs" / kind) for kind in ("heads", "tags", "aliases")]
-        complete = _ends_at(place / "journal", seq)
+        seq, digest = (place / "refs" / "seq").read_text(encoding="ascii").split()
+        kinds = {kind: _names(place / "refs" / kind) for kind in ("heads", "tags", "aliases")}
+        complete = _digest(kinds) == digest and _ends_at(place / "journal", int(seq))
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return Glance(place, head, *kinds) if complete and head else None
+    return Glance(place, head, *kinds.values()) if complete and head else None
 
 
 def _names(folder: Path) -> dict[str, str]:
@@ -68,6 +68,12 @@ def _names(folder: Path) -> dict[str, str]:
                 raise ValueError(path)
             found[path.relative_to(folder).as_posix()] = commit
     return dict(sorted(found.items()))
+
+
+def _digest(kinds: dict[str, dict[str, str]]) -> str:
+    """The mirror's digest of itself: canonical JSON of full name -> commit."""
+    refs = {f"{kind}/{name}": commit for kind, names in kinds.items() for name, commit in names.items()}
+    return record_digest("mlc.refs.v1", json.dumps(refs, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode())
 
 
 def _ends_at(journal: Path, seq: int) -> bool:

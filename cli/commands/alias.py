@@ -20,7 +20,6 @@ def run(
     author: Author = None,
 ) -> None:
     """List, set or remove aliases such as @champion."""
-    protected = name is not None and session.settings.is_protected(name)
-    if protected:
-        session.ask(f"Moving the protected alias @{name.removeprefix('@')}", yes)  # type: ignore[union-attr]
-    edit_names(session, "alias", name and name.removeprefix("@"), rev, delete=delete, force=True, author=author)
+    if name is not None and session.settings.is_protected(name):
+        session.ask(f"{'Removing' if delete else 'Moving'} the protected alias @{name.removeprefix('@')}", yes)
+    edit_names(session, "alias", name, rev, delete=delete, force=True, author=author)

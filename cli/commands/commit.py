@@ -23,6 +23,6 @@ def run(
 
     conduct(
         session,
-        lambda: lifecycle.commit_directory(session.repo, directory, ref=rev, **how.arguments(session)),
+        lambda: lifecycle.commit_directory(session.repo, directory, ref=rev, **how.arguments(session, "commit")),
         hint=lambda commit: f"mlc diff {commit['parents'][0][:12]} {commit['short']}",
     )

@@ -8,7 +8,7 @@ import typer
 
 from ...registry.errors import BadParameter, IntegrityError
 from ..context import Session
-from ..render.text import count, size
+from ..render.text import count, printable, sentence, size
 
 LEVELS = ("ends and refs", "structure", "every object's digest", "every tensor of every commit rebuilt")
 
@@ -23,17 +23,11 @@ def run(
     """Verify the registry, down to every tensor's bytes."""
     from ...registry.maintenance.fsck import fsck
 
-    report = fsck(session.repo, level, sample=_sample(sample), progress=session.progress)
-    document = {
-        "level": report.level,
-        "objects": report.objects,
-        "bytes": report.bytes,
-        "findings": [_finding(finding) for finding in report.findings],
-        "clean": report.clean,
-    }
+    document = fsck(session.repo, level, sample=_sample(sample), progress=session.progress).to_json()
     session.show(document, lambda: _render(session, document))
-    if not report.clean:
-        raise IntegrityError(f"{count(len(document['findings']), 'finding')} at level {level}.", hint="mlc doctor")
+    if not document["clean"]:
+        faults = [finding for finding in document["findings"] if finding["severity"] == "fault"]
+        raise IntegrityError(f"{count(len(faults), 'fault')} found at level {level}.", hint="mlc doctor")
     session.hint("mlc du")
 
 
@@ -46,13 +40,10 @@ def _sample(text: str | None) -> tuple[int, int] | None:
     return int(part), int(parts)
 
 
-def _finding(finding: Any) -> dict[str, Any]:
-    return finding.to_json() if hasattr(finding, "to_json") else dict(vars(finding))
-
-
 def _render(session: Session, document: dict[str, Any]) -> None:
     paint = session.paint
     for finding in document["findings"]:
-        session.line("  ".join(str(value) for value in finding.values() if value not in (None, "")))
+        word = paint.red("fault ") if finding["severity"] == "fault" else paint.yellow("remark")
+        session.line(f"{word}  {finding['kind']}  {printable(finding['object'])}  {sentence(finding['sentence'])}")
     checked = f"level {document['level']} ({LEVELS[document['level']]}), {count(document['objects'], 'object')}, {size(document['bytes'])}"
     session.line(f"{paint.green('Clean') if document['clean'] else paint.red('Damaged')}: {checked}.")

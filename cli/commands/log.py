@@ -42,7 +42,8 @@ def run(
         session.hint("mlc import DIR")
         return
     start = None if everything else [repo.resolve(rev)]
-    wanted = _wanted(metrics, repo.commit(start[0]) if start else None)
+    tip = start[0] if start else branches.get(repo.head())
+    wanted = _wanted(metrics, repo.commit(tip) if tip else None)
     rows = queries.log(repo, start, number, op=op, since=since, metrics=wanted)
     whole = rows if graph and not (op or since) else queries.log(repo, start) if graph else None
     session.show(_document(session, rows), lambda: _render(session, rows, wanted, whole))

@@ -16,12 +16,12 @@ def run(session: Session) -> None:
 
 def _render(session: Session, document: dict[str, Any]) -> None:
     paint = session.paint
-    rows = [(("* " if name == document["head"] else "  ") + name, commit, paint.green) for name, commit in document["branches"].items()]
-    rows += [(f"  {name}", commit, paint.yellow) for name, commit in document["tags"].items()]
-    rows += [(f"  @{name}", commit, paint.magenta) for name, commit in document["aliases"].items()]
-    width = max((len(name) for name, _, _ in rows), default=0)
-    for name, commit, colour in rows:
-        session.line(f"{colour(name.ljust(width))}  {commit[:12]}")
+    rows = [("* " if name == document["head"] else "  ", name, commit, paint.green, "") for name, commit in document["branches"].items()]
+    rows += [("  ", name, commit, paint.yellow, "tag") for name, commit in document["tags"].items()]
+    rows += [("  ", f"@{name}", commit, paint.magenta, "alias") for name, commit in document["aliases"].items()]
+    width = max((len(row[1]) for row in rows), default=0)
+    for mark, name, commit, colour, kind in rows:
+        session.line(f"{mark}{colour(name.ljust(width))}  {commit[:12]}  {paint.dim(kind)}".rstrip())
     if not rows:
         session.line(f"No commit yet; {document['head']} is where the first import goes.")
         session.hint("mlc import DIR")

@@ -22,6 +22,6 @@ def run(
 
     conduct(
         session,
-        lambda: lifecycle.revert(session.repo, rev, parent=parent, **how.arguments(session)),
+        lambda: lifecycle.revert(session.repo, rev, parent=parent, **how.arguments(session, "revert")),
         hint=lambda commit: f"mlc diff {commit['parents'][0][:12]} {commit['short']}",
     )

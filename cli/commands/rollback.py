@@ -13,10 +13,13 @@ def run(session: Session, rev: NeededRev, how: Mutation) -> None:
     """Return a branch to an earlier version's content, proven by digest."""
     from ...policies import lifecycle
 
-    repo = session.repo
-
     def proof(outcome: Any) -> str:
-        wanted = repo.commit(repo.resolve(rev)).snapshot
-        return f"Snapshot {outcome.commit.snapshot} {'is that of' if outcome.commit.snapshot == wanted else 'is NOT that of'} {rev}."
+        equal = outcome.commit.check.get("equal_to")
+        return f"Snapshot {outcome.commit.snapshot} is that of {equal[:12]}." if equal else ""
 
-    conduct(session, lambda: lifecycle.rollback(repo, rev, **how.arguments(session)), hint=lambda _: "mlc log -n 5", proof=proof)
+    conduct(
+        session,
+        lambda: lifecycle.rollback(session.repo, rev, **how.arguments(session, "rollback")),
+        hint=lambda _: "mlc log -n 5",
+        proof=proof,
+    )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from ...ops.catalog import load
+from ...registry.errors import BadParameter
 from ..conduct import conduct
 from ..context import Session
 from ..operations import build, given, options_of
@@ -32,20 +33,20 @@ def run(
     how: Mutation,
     rev: Rev = None,
     resume: Annotated[str | None, typer.Option(metavar="[RUN]", help="Go on with an unfinished run; the latest without a name.")] = None,
-    engine: Annotated[str, typer.Option(metavar="local", help="Where the work runs.")] = "local",
+    engine: Annotated[Literal["local"], typer.Option(metavar="local", help="Where the work runs.")] = "local",
 ) -> None:
     """Train a version further on new text."""
     from ...policies import lifecycle
+    from ...policies.recipe import read_given
 
-    words = given(operation)
-    conduct(
-        session,
-        lambda: lifecycle.run(
-            session.repo,
-            None if resume else build(OPERATION, how.recipe_for("update"), words),
-            ref=rev,
-            resume=resume,
-            **how.arguments(session),
-        ),
-        hint=lambda commit: f"mlc diff {commit['parents'][0][:12]} {commit['short']} --flips",
-    )
+    words, common = given(operation), how.arguments(session)
+
+    def work() -> lifecycle.Outcome:
+        if resume is None:
+            recipe = read_given(how.recipe, "update") if how.recipe else {}
+            return lifecycle.run(session.repo, build(OPERATION, recipe, words), ref=rev, **common)
+        if words or rev or how.recipe:
+            raise BadParameter("--resume goes on with the options that the run was started with.", hint=f"mlc update --resume {resume}")
+        return lifecycle.run(session.repo, None, resume=resume, **common)
+
+    conduct(session, work, hint=lambda commit: f"mlc diff {commit['parents'][0][:12]} {commit['short']} --flips")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -9,15 +10,17 @@ from . import text
 from .style import Paint
 from .verdict import verdict_lines
 
+Metrics = Mapping[str, Mapping[str, float | None]]
 
-def made_lines(commit: dict[str, Any], paint: Paint, *, moved: bool = True) -> list[str]:
-    """What a mutating command says: id, branch, what changed, what was measured, what the gate said."""
+
+def made_lines(commit: dict[str, Any], paint: Paint, *, moved: bool = True, before: Metrics | None = None) -> list[str]:
+    """What a mutating command says: id, branch, what changed, what was measured (and was `before`), what the gate said."""
     where = f" on {paint.green(commit['branch'])}" if moved and commit["branch"] else ""
     message = text.first_line(commit["message"])
     lines = [f"{paint.yellow(commit['short'])}{where}  {paint.magenta(commit['op']['name'])}{'  ' + message if message else ''}"]
     if commit["delta"]:
         lines.append("  " + delta_line(commit["delta"]))
-    lines += [f"  {line}" for line in metric_lines(commit["metrics"], paint)]
+    lines += [f"  {line}" for line in metric_lines(commit["metrics"], paint, before)]
     if commit["verdict"]["rules"]:
         lines += verdict_lines(commit["verdict"], paint, all_rules=False)
     return lines
@@ -34,11 +37,16 @@ def delta_line(delta: dict[str, Any]) -> str:
     return f"{changed}, {text.size(delta['bytes_logical'])} stored in {text.size(delta['bytes_stored'])}{share}."
 
 
-def metric_lines(metrics: dict[str, dict[str, float | None]], paint: Paint) -> list[str]:
-    """One aligned line per suite."""
+def metric_lines(metrics: Metrics, paint: Paint, before: Metrics | None = None) -> list[str]:
+    """One aligned line per suite; a value that moved says what it was."""
     width = max((len(suite) for suite in metrics), default=0)
+
+    def value(suite: str, name: str, now: float | None) -> str:
+        was = (before or {}).get(suite, {}).get(name, now)
+        return f"{name} {text.number(now)}" + (paint.dim(f" (was {text.number(was)})") if was != now else "")
+
     return [
-        f"{paint.cyan(suite.ljust(width))}  " + "  ".join(f"{name} {text.number(value)}" for name, value in values.items())
+        f"{paint.cyan(suite.ljust(width))}  " + "  ".join(value(suite, name, now) for name, now in values.items())
         for suite, values in metrics.items()
     ]
 

@@ -8,11 +8,7 @@ from typing import Any
 
 from ...registry.errors import MlcError
 from ..context import stderr_paint
-
-
-def sentence(text: str) -> str:
-    """With its full stop."""
-    return text if text.endswith((".", "?", "!")) else text + "."
+from .text import sentence
 
 
 def error_document(fault: MlcError) -> dict[str, Any]:

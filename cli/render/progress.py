@@ -56,7 +56,7 @@ class Lines(Progress):
         left = f", {text.seconds(spent * (total - done) / done)} left" if 0 < done <= total else ""
         share = f"{done:,} of {total:,}" if total else f"{done:,}"
         extra = describe(values)
-        self.stream.write(f"{phase}: {share}, {done / spent:.3g} a second{left}{'  ' + extra if extra else ''}\n")
+        self.stream.write(f"{phase}: {share}, {text.rate(done / spent)}{left}{'  ' + extra if extra else ''}\n")
         self.stream.flush()
 
 

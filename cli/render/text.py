@@ -67,6 +67,16 @@ def first_line(text: str, width: int = 60) -> str:
     return line if len(line) <= width else line[: width - 1].rstrip() + "…"
 
 
+def sentence(text: str) -> str:
+    """With its full stop."""
+    return text if text.endswith((".", "?", "!")) else text + "."
+
+
+def rate(per_second: float) -> str:
+    """`1,200 a second`, `3.4 a second`."""
+    return f"{per_second:,.0f} a second" if per_second >= 100 else f"{per_second:.2g} a second"
+
+
 def printable(text: str) -> str:
     """Text from a file or model with control characters shown, so that it cannot drive the terminal."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
