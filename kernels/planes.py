@@ -23,7 +23,7 @@ def delta_planes(target: Tensor, base: Tensor) -> Tensor:
 
     Args: two tensors `[n]` of one dtype with items of 1, 2, 4 or 8 bytes. Returns uint8 `[itemsize, n]`; bit-exact on every road.
     """
-    _same_kind(target, base)
+    check_pair(target, base)
     bits = 8 * target.element_size()
     step = _order(target) - _order(base)  # wraps modulo 2^bits, and so does its inverse
     return _to_planes((step << 1) ^ (step >> (bits - 1)))
@@ -89,14 +89,20 @@ def _to_planes(value: Tensor) -> Tensor:
 
 
 def _from_planes(planes: Tensor, dtype: torch.dtype) -> Tensor:
-    if planes.dtype != torch.uint8 or planes.dim() != 2 or planes.shape[0] != dtype.itemsize:
-        raise ValueError(f"planes of {dtype} are uint8 [{dtype.itemsize}, n], not {planes.dtype} {list(planes.shape)}")
+    check_planes(planes, dtype)
     value = planes[-1].to(BITS[dtype.itemsize])
     for plane in reversed(planes[:-1].unbind()):
         value.bitwise_left_shift_(8).bitwise_or_(plane)
     return value
 
 
-def _same_kind(target: Tensor, base: Tensor) -> None:
+def check_planes(planes: Tensor, dtype: torch.dtype) -> None:
+    """Raise ValueError unless these are planes of `dtype`, uint8 `[itemsize, n]`."""
+    if planes.dtype != torch.uint8 or planes.dim() != 2 or planes.shape[0] != dtype.itemsize:
+        raise ValueError(f"planes of {dtype} are uint8 [{dtype.itemsize}, n], not {planes.dtype} {list(planes.shape)}")
+
+
+def check_pair(target: Tensor, base: Tensor) -> None:
+    """Raise ValueError unless these are two vectors `[n]` of one dtype."""
     if target.dtype != base.dtype or target.shape != base.shape or target.dim() != 1:
         raise ValueError(f"two vectors of one dtype are needed: {target.dtype} {list(target.shape)}, {base.dtype} {list(base.shape)}")
