@@ -27,13 +27,23 @@ _WORDS: dict[str, tuple[int, int, str]] = {
     "U16": (13, 2, "uint16"),
     "U32": (14, 4, "uint32"),
     "U64": (15, 8, "uint64"),
+    # Rare types are coded as the integers of their bits: they are stored, compared and written out, not measured.
+    "C64": (16, 8, "int64"),
+    "F8_E8M0": (17, 1, "uint8"),
+    "F8_E4M3FNUZ": (18, 1, "uint8"),
+    "F8_E5M2FNUZ": (19, 1, "uint8"),
+    "F4": (20, 1, "uint8"),
+    "F6_E2M3": (21, 1, "uint8"),
+    "F6_E3M2": (22, 1, "uint8"),
 }
+_NARROW = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}  # bits of an element, where that is no whole number of bytes
+MEASURED = frozenset(word for word, (code, _, _) in _WORDS.items() if code < 16)  # types whose elements are numbers to `distance.stats`
 CODES = {word: code for word, (code, _, _) in _WORDS.items()}
 WORDS = {code: word for word, code in CODES.items()}
 
 
 def item_size(word: str) -> int:
-    """Bytes of one element. Raises BadParameter for a type the registry does not store."""
+    """Bytes of one element, or of the unit that several narrow ones share. Raises BadParameter for a type the registry does not store."""
     try:
         return _WORDS[word][1]
     except KeyError:
@@ -55,7 +65,10 @@ def byte_size(word: str, shape: Sequence[int]) -> int:
         elements *= side
     if elements >= MAX_ELEMENTS:
         raise BadParameter(f"a tensor of {elements} elements is beyond the limit of 2^50")
-    return elements * item_size(word)
+    if (elements * _NARROW.get(word, 8)) % 8:
+        raise BadParameter(f"a {word} tensor of shape {list(shape)} does not end at a byte")
+    return elements * _NARROW[word] // 8 if word in _NARROW else elements * item_size(word)
+
 
 # Codecs, as written in records and block tables. For ever: append, never renumber.
 RAW, ZSTD, CONSTANT, PLANES, SPARSE, DENSE, FORECAST = range(7)

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from ..delta.dtypes import MEASURED
 from ..ids import Digest
 from ..records import Snapshot, TensorDelta, TensorEntry
 
@@ -44,7 +45,7 @@ class Storing:
 
     def _delta(self, entry: TensorEntry, before: TensorEntry | None, data: memoryview) -> TensorDelta:
         info, moved = self.tx.info(entry.digest), {}
-        if before is not None and (before.dtype, before.shape) == (entry.dtype, entry.shape):
+        if before is not None and (before.dtype, before.shape) == (entry.dtype, entry.shape) and entry.dtype in MEASURED:
             from .. import delta
 
             moved = delta.stats(entry.dtype, data, self.tx.repo.objects.tensor_bytes(before.digest))

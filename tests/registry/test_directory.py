@@ -11,8 +11,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from mlc.registry.errors import BadInputFile
+from mlc.registry.errors import BadInputFile, BadParameter
 from mlc.registry.formats.directory import export, ingest, scan, scan_converted
+from mlc.registry.formats.safetensors import BITS, write_header
+from mlc.registry.formats.torch_bytes import TORCH_NAMES
 from mlc.registry.ids import tensor_digest
 from mlc.registry.records import Snapshot
 
@@ -76,6 +78,32 @@ def test_a_changed_tensor_is_recorded_with_how_far_it_moved_from_the_one_of_its_
     assert found["added"].base is None
     assert found["new.shape"].nnz is None
     assert {t.name: t.digest for t in snapshot.tensors}["kept"] == digest["kept"]
+
+
+@pytest.mark.parametrize("word", sorted(BITS))
+def test_every_type_of_the_format_is_stored_changed_and_written_out_again(word: str, repo, tmp_path: Path):
+    files, snapshots = [], []
+    for version in range(2):
+        bits = (
+            torch.arange(96 * 64, dtype=torch.int64)
+            .mul_(7)
+            .add_(version * (word != "BOOL"))
+            .remainder_(2 if word == "BOOL" else 251)
+            .to(torch.uint8)
+        )
+        body = bits.numpy().tobytes()
+        header = write_header([("w", word, (64, len(body) * 8 // BITS[word] // 64)), ("none", word, (0, 4))])
+        folder = tmp_path / f"m{version}"
+        folder.mkdir()
+        files.append(header.raw + body)
+        (folder / "model.safetensors").write_bytes(files[-1])
+        snapshots.append(stored(repo, scan(folder), bases=snapshots[-1] if snapshots else None)[0])
+        export(repo, snapshots[-1], tmp_path / f"out{version}")
+        assert (tmp_path / f"out{version}" / "model.safetensors").read_bytes() == files[-1]
+    if word in TORCH_NAMES:
+        assert repo.view(snapshots[1].id).tensor("w").view(torch.uint8).reshape(-1).equal(bits)
+    with pytest.raises(BadParameter), repo.ingest() as tx:
+        tx.put_tensor("F4", (3,), b"\0\0")
 
 
 # --- which files are weights -----------------------------------------------------------------------------
