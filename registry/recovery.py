@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 LEFTOVER_AGE = 24 * 3600  # seconds before the scratch files of a dead writer are removed
 _PROBE = "import fcntl,sys\nf=open(sys.argv[1])\ntry: fcntl.flock(f, fcntl.LOCK_EX|fcntl.LOCK_NB)\nexcept OSError: sys.exit(7)\n"
 
+_tried: set[int] = set()  # devices whose file system passed
+
 
 class UnsupportedPlatform(UsageError):
     """This system or file system cannot keep what mlc promises."""
@@ -71,11 +73,17 @@ def _older(path: Path, age: float) -> bool:
 # --- the file system -------------------------------------------------------------------------------------
 
 
-def check_platform(place: Path) -> None:
-    """Refuse a system or file system without atomic rename, exclusive create and flock between processes. Raises UnsupportedPlatform."""
+def check_platform(scratch: Path) -> None:
+    """Refuse a system or file system without atomic rename, exclusive create and flock between processes. Raises UnsupportedPlatform.
+
+    A file system is tried once in the life of a process.
+    """
     if sys.platform not in ("linux", "darwin"):
         raise UnsupportedPlatform(f"mlc keeps registries on Linux and macOS, not on {sys.platform}", hint="use WSL 2 on Windows")
-    probe = place / "tmp" / "probe"
+    device = scratch.stat().st_dev
+    if device in _tried:
+        return
+    probe = scratch / "probe"
     fs.write_new(probe, b"1")
     try:
         _check_exclusive_create(probe)
@@ -84,6 +92,7 @@ def check_platform(place: Path) -> None:
         _check_flock(probe)
     finally:
         fs.remove(probe)
+    _tried.add(device)
 
 
 def _check_exclusive_create(probe: Path) -> None:

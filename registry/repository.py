@@ -31,7 +31,20 @@ if TYPE_CHECKING:
 FORMAT = "mlc 1\n"
 SNAPSHOT_DOMAIN = b"mlc.snapshot.v1\n"
 KEPT_COMMITS, KEPT_SNAPSHOTS = 4096, 8  # parsed records kept in memory
-FOLDERS = ("objects/commits", "refs/heads", "refs/tags", "refs/aliases", "locks", "pins", "runs", "tmp", "quarantine")
+FOLDERS = (
+    ".",
+    "objects",
+    "objects/commits",
+    "refs",
+    "refs/heads",
+    "refs/tags",
+    "refs/aliases",
+    "locks",
+    "pins",
+    "runs",
+    "tmp",
+    "quarantine",
+)
 
 
 class RegistryNotFound(NotFound):
@@ -72,7 +85,7 @@ class Repository:
         if os.path.lexists(place):
             raise AlreadyARegistry(f"{directory} already holds a registry", hint=f"mlc -R {directory} status")
         with fs.faults_in_words(directory):
-            directory.mkdir(parents=True, exist_ok=True)
+            _make_room(directory)
             fresh = directory / f".mlc.{secrets.token_hex(4)}.tmp"
             try:
                 _furnish(fresh, default_branch)
@@ -254,13 +267,20 @@ class Repository:
             return recover(self)
 
 
+def _make_room(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UsageError(f"{directory} is not a directory", hint="name a directory for the registry") from None
+
+
 def _furnish(place: Path, default_branch: str) -> None:
     """Write an empty registry at `place`, which nobody sees yet."""
     from .recovery import check_platform
 
     for folder in FOLDERS:
-        fs.make_dir(place / folder)
-    check_platform(place)
+        (place / folder).mkdir(mode=0o700)
+    check_platform(place / "tmp")
     fs.write_new(place / "format", FORMAT.encode())
     fs.write_new(place / "HEAD", f"{default_branch}\n".encode())
     repo = Repository(place)
@@ -268,7 +288,8 @@ def _furnish(place: Path, default_branch: str) -> None:
     repo.journal.append({"kind": "init"}, txid=secrets.token_hex(16), author="mlc", time=utc_now())
     repo.journal.seal()
     repo.refs.mirror()
-    fs.fsync_dir(place)
+    for folder in ("objects", "refs", "."):
+        fs.fsync_dir(place / folder)
 
 
 def _refuse_format(text: str, place: Path) -> None:

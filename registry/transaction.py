@@ -10,7 +10,7 @@ import dataclasses
 import re
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from . import fs
 from .errors import BadParameter, HashMismatch, Locked, MissingObject, MlcError
@@ -51,7 +51,7 @@ class Transaction:
         self._writer: PackWriter | None = None
         self._stack = contextlib.ExitStack()
         self._pin, self._tmp = repo.path / "pins" / self.txid, repo.path / "tmp" / self.txid
-        self._statistics: dict[Digest, dict[str, Json]] = {}  # of a tensor put, against its reference
+        self._references: dict[Digest, Digest] = {}  # of a tensor put: the one that it replaces
 
     # --- W0, W1: begin ---------------------------------------------------------------------------------------
 
@@ -108,31 +108,30 @@ class Transaction:
     ) -> Digest:
         """Store a tensor's little-endian row-major bytes; returns its digest.
 
-        `base`: the tensor it is best coded against. `reference`: the tensor it replaces; how far it moved from there goes into
-        the TensorDelta that names it. Raises ShapeMismatch, DiskFull.
+        `base`: the tensor it is best coded against. `reference`: the tensor it replaces; `with_statistics` says how far it moved from
+        there. Raises ShapeMismatch, DiskFull.
         """
         with fs.faults_in_words(self.repo.path):
             digest = self._pack().add_tensor(dtype, shape, data, base).digest
-            if reference is not None and reference != digest:
-                self.note_delta(digest, dtype, data, reference)
+        if reference is not None and reference != digest:
+            self._references[digest] = reference
         return digest
 
-    def note_delta(self, target: Digest, dtype: str, data: memoryview | bytes, reference: Digest) -> None:
-        """Measure how far a tensor moved from a stored one; `commit` adds it to the TensorDelta of that target."""
-        from . import delta
-
-        if not self.objects.has(reference) or not hasattr(delta, "stats"):
-            return
-        known, size = self.objects.info(reference), len(memoryview(data).cast("B"))
-        if (known.kind, known.dtype, known.raw_size) == ("tensor", dtype, size):
-            self._statistics[target] = delta.stats(dtype, data, self.objects.tensor_bytes(reference))
-
     def with_statistics(self, deltas: Sequence[TensorDelta]) -> list[TensorDelta]:
-        """The records with how far each tensor moved, where that was measured while it was put. `commit` does this by itself."""
-        return [
-            dataclasses.replace(delta, **self._statistics[delta.target]) if delta.l2 is None and delta.target in self._statistics else delta
-            for delta in deltas
-        ]
+        """The records, with how far each tensor moved where that was not measured yet. `commit` does this by itself."""
+        return [dataclasses.replace(delta, **self._moved(delta)) if delta.nnz is None else delta for delta in deltas]
+
+    def _moved(self, delta: TensorDelta) -> dict[str, Any]:
+        reference = self._references.get(delta.target)
+        if reference is None or not self.objects.has(reference):
+            return {}
+        self.seal()
+        was, now = self.objects.info(reference), self.objects.info(delta.target)
+        if (was.dtype, was.shape) != (now.dtype, now.shape):
+            return {}
+        from .delta import stats
+
+        return stats(now.dtype, self.objects.tensor_bytes(delta.target), self.objects.tensor_bytes(reference))
 
     def put_snapshot(self, snapshot: Snapshot) -> SnapshotId:
         """Store a snapshot; returns its id."""
