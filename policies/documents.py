@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     Model = TypeVar("Model", bound=pydantic.BaseModel)
 
+MAX_DEPTH = 32
 MAX_BYTES = 1 << 20  # a recipe is written by hand; more is a mistake or an attack
 
 
@@ -98,7 +99,11 @@ def parse_yaml(text: str, name: str) -> Document:
     import yaml
 
     try:
+        depth = 0
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_DEPTH:
+                raise BadRecipe(f"{name} is nested too deeply", path=name)
             if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
                 mark = event.start_mark
                 raise located(name, mark.line + 1, mark.column + 1, "YAML anchors and aliases are not read", "write the value out")

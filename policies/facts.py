@@ -85,7 +85,7 @@ class Facts:
 
 
 def read_recorded(path: Path) -> Facts:
-    """Facts from a JSON file, for `policy test`. Raises BadRecipe when it is not of the shape that README shows.
+    """Facts from a JSON file, for `policy test`. Raises BadRecipe when it is not of the shape of `Facts`.
 
     Flips are given as counts: {"both_right", "negative", "positive", "both_wrong", "churned"}.
     """
@@ -97,6 +97,8 @@ def read_recorded(path: Path) -> Facts:
 
 def from_json(data: Mapping[str, Any]) -> Facts:
     """The inverse of how facts are written by hand. Raises TypeError or KeyError on a wrong shape."""
+    if not isinstance(data["op"], str):
+        raise TypeError("op is the name of an operation")
     plain = {key: value for key, value in data.items() if key not in ("suites", "queries")}
     suites = tuple(_suite(entry) for entry in data.get("suites", ()))
     queries = {name: QueryResult(**value) for name, value in data.get("queries", {}).items()}

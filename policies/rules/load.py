@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ...registry.ids import record_digest
 from ...registry.records import InputRecord
@@ -46,7 +46,6 @@ def load_rules(document: Document) -> list[Rule]:
     """The rules of one parsed file. Raises BadRecipe."""
     from ..schemas import PolicyFile
 
-    _as_floats(document.data)
     tables = documents.validate(PolicyFile, document).rule
     rules: list[Rule] = []
     for index, table in enumerate(tables):
@@ -54,14 +53,6 @@ def load_rules(document: Document) -> list[Rule]:
             raise document.fault(("rule", index, "id"), f"the rule id {table.id!r} is already used in this file")
         rules.append(_rule(table, document, ("rule", index)))
     return rules
-
-
-def _as_floats(data: dict[str, Any]) -> None:
-    """`max = 1` is written as often as `max = 1.0`; strict validation wants the second."""
-    for table in data.get("rule", []) if isinstance(data.get("rule"), list) else []:
-        for key in (*LIMITS, "alpha"):
-            if isinstance(table, dict) and type(table.get(key)) is int:
-                table[key] = float(table[key])
 
 
 def _rule(table: RuleTable, document: Document, at: KeyPath) -> Rule:

@@ -1,0 +1,93 @@
+"""Operations for tests of the conductor: they change weights by a formula, so nothing has to be trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from mlc.ops.base import Change, Check, Operation, Plan, SetFile, SetTensor, option
+from mlc.registry.records import InputRecord
+
+UP = "model.layers.0.mlp.up_proj.weight"
+NORM = "model.norm.weight"
+GATE = "model.layers.1.mlp.gate_proj.weight"
+
+
+@dataclass(frozen=True, slots=True)
+class Scale(Operation):
+    """Multiply one tensor by a factor."""
+
+    name: ClassVar[str] = "scale"
+    needs_forward: ClassVar[bool] = True
+
+    tensor: str = option(UP, help="which tensor")
+    factor: float = option(1.5, help="by how much")
+    passes: bool = option(True, help="what the check says")
+    told: str = option("*", help="what the plan names")
+
+    def plan(self, view: Any) -> Plan:
+        return Plan(f"scale {self.tensor}", (self.told,), bytes_touched=100)
+
+    def apply(self, view: Any, run: Any) -> Iterator[Change]:
+        run.input(InputRecord("data", "numbers.txt", "ab" * 32, 3))
+        run.record("factor", self.factor)
+        yield SetTensor(self.tensor, view.tensor(self.tensor) * self.factor)
+
+    def check(self, before: Any, after: Any, run: Any) -> Check:
+        same = bool((before.tensor(self.tensor) * self.factor == after.tensor(self.tensor)).all())
+        return Check(self.passes and same, {"landed": same}, "the weights did not obey", "try another factor")
+
+
+@dataclass(frozen=True, slots=True)
+class Steps(Operation):
+    """Add one to a tensor per step, saving a state after each; stops like an impatient user at `stop`."""
+
+    name: ClassVar[str] = "steps"
+    steps: int = 4
+    stop: int = 0
+
+    def plan(self, view: Any) -> Plan:
+        return Plan("count", (NORM,), steps=self.steps)
+
+    def apply(self, view: Any, run: Any) -> Iterator[Change]:
+        import torch
+
+        state = run.load_state()
+        step, value = (state[0], state[1]["value"]) if state else (0, view.tensor(NORM))
+        stop = Path(run.scratch, "stopped")
+        while step < self.steps:
+            if self.stop and step == self.stop and not stop.exists():
+                stop.touch()
+                raise KeyboardInterrupt
+            step, value = step + 1, value + torch.ones_like(value)
+            run.note(f"step {step}")
+            run.save_state(step, {"value": value, "again": value}, {"step": step})
+        run.record("resumed_at", state[0] if state else 0)
+        yield SetTensor(NORM, value)
+
+
+@dataclass(frozen=True, slots=True)
+class Remembering(Operation):
+    """Asks for an artifact, and rewrites a file of the model."""
+
+    name: ClassVar[str] = "remembering"
+    text: str = "hello"
+
+    def plan(self, view: Any) -> Plan:
+        return Plan("remember", (NORM,))
+
+    def apply(self, view: Any, run: Any) -> Iterator[Change]:
+        def compute() -> bytes:
+            Path(run.scratch.parent.parent, "computed").open("a").write("x")
+            return b"a long sum"
+
+        assert run.artifact("sums", "key of the data", compute) == b"a long sum"
+        yield SetFile("notes.txt", self.text.encode())
+
+
+def times_computed(repo: Any) -> int:
+    """How often `Remembering` had to compute its artifact."""
+    place = repo.path / "runs" / "computed"
+    return len(place.read_text()) if place.exists() else 0
