@@ -33,7 +33,7 @@ def block_sizes(word: str, shape: Sequence[int]) -> list[int]:
     total = byte_size(word, shape)
     if total <= WHOLE:
         return [total]
-    row = total // shape[0]
+    row = max(total // shape[0], item_size(word))  # types narrower than a byte may have rows that end within one
     step = BLOCK // row * row if row <= BLOCK else BLOCK // item_size(word) * item_size(word)
     return [min(step, total - start) for start in range(0, total, step)]
 

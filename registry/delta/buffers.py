@@ -33,6 +33,8 @@ def dtype_of(word: str) -> torch.dtype:
 def borrow(data: Buffer, dtype: torch.dtype) -> torch.Tensor:
     """`[n]` of `dtype` over the same memory. Callers must not write into it unless it is theirs; misaligned memory is copied."""
     array = as_bytes(data)
+    if not array.size:
+        return torch.empty(0, dtype=dtype)  # numpy gives empty arrays strides that torch cannot view
     if array.ctypes.data % dtype.itemsize:
         array = array.copy()
     if not array.flags.writeable:

@@ -65,7 +65,7 @@ def decode_forecast(data: memoryview, base: Tensor, out: Tensor) -> None:
     if len(data) < HEAD.size or base.dtype not in DTYPES:
         raise CorruptRecord("a forecast is cut short or of an impossible type")
     rank, exponent, zero, columns = HEAD.unpack(data[: HEAD.size])
-    if zero or not rank or not columns or len(base) % columns:
+    if zero or not columns or len(base) % columns or not 0 < rank <= min(columns, len(base) // columns):
         raise CorruptRecord("a forecast does not fit its tensor")
     rows = len(base) // columns
     (up, down), rest = decode_section(data[HEAD.size :], [rows * rank, rank * columns])

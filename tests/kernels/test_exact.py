@@ -14,10 +14,11 @@ import torch
 from mlc.kernels import exact
 
 CHILD = Path(__file__).with_name("exact_child.py")
-# What may appear as a call in exact.py, besides its own functions. Everything here moves, rounds or combines elements one by one.
+# What may be called in exact.py, besides its own functions: all of it moves, rounds or combines elements one by one.
 ALLOWED = {
     "add", "sub", "mul", "to", "t", "contiguous", "copy_", "isnan", "any", "where", "tensor", "empty", "empty_like",
-    "is_floating_point", "dim", "tuple", "list", "len", "range", "max", "min", "slice", "bool", "float", "TypeError", "ValueError", "RuntimeError",
+    "is_floating_point", "dim",
+    "tuple", "list", "len", "range", "max", "min", "slice", "bool", "float", "TypeError", "ValueError", "RuntimeError",
 }  # fmt: skip
 
 
