@@ -99,15 +99,15 @@ def stream(rng: random.Random, facts: list[Fact]) -> Iterator[Document]:
             yield document
 
 
-def prompts(rng: random.Random, facts: list[Fact]) -> list[dict[str, str]]:
-    """Two suite rows for each fact: a wording that training texts use, and one that they never do."""
+def prompts(rng: random.Random, facts: list[Fact], each: int) -> list[dict[str, str]]:
+    """Suite rows: every fact in `each` wordings that training texts use, and in as many that they never do."""
     rows = []
     for fact in facts:
         for kind, held_out in (("seen", False), ("held-out", True)):
-            wording = rng.choice(wordings(fact.relation, held_out))
-            place = fact.subject.lower().replace(" ", "-")
-            row = {"id": f"{place}.{fact.relation}.{kind}", "prompt": prompt(fact, wording), "answer": fact.object}
-            rows.append(row | {"relation": fact.relation, "wording": kind})
+            for number, wording in enumerate(rng.sample(wordings(fact.relation, held_out), each), 1):
+                name = f"{fact.subject.lower().replace(' ', '-')}.{fact.relation}.{kind}" + (f"-{number}" if each > 1 else "")
+                row = {"id": name, "prompt": prompt(fact, wording), "answer": fact.object}
+                rows.append(row | {"relation": fact.relation, "wording": kind})
     return rows
 
 
@@ -115,8 +115,8 @@ def write_data(out: Path, world: World, seed: int) -> None:
     """The suites `known`, `new` and `text`, the update's corpus, and a sample of old training text for replay."""
     out.mkdir(parents=True, exist_ok=True)
     rng = random.Random(f"data-{seed}")
-    _write_rows(out / "known.jsonl", prompts(rng, world.known))
-    _write_rows(out / "new.jsonl", prompts(rng, world.new))
+    _write_rows(out / "known.jsonl", prompts(rng, world.known, 1))
+    _write_rows(out / "new.jsonl", prompts(rng, world.new, 2))
     _write_rows(out / "text.jsonl", [{"id": f"text-{i:03d}", "text": small_talk(rng)} for i in range(240)])
     _write_rows(out / "new-facts.jsonl", [{"text": text} for text, _ in passes(rng, world.new, 8)])
     old = passes(rng, world.known, 4)
@@ -238,7 +238,7 @@ def train(settings: Settings, tokenizer: PreTrainedTokenizerFast, facts: list[Fa
         optimizer.step()
         if step % 100 == 0:
             say(f"step {step}  loss {loss.item():.4f}")
-    return model.to(torch.bfloat16).eval()
+    return model.bfloat16().eval()
 
 
 def schedule(step: int, settings: Settings) -> float:

@@ -17,6 +17,7 @@ from .rows import Example
 def score(bench: Bench, examples: Sequence[Example], metric: str) -> tuple[list[Prediction], dict[str, float | None]]:
     """Rows and metrics `accuracy` and `logprob` (mean nats of the true class)."""
     config = bench.model.config
+    names: dict[int, str] = dict(config.id2label or {})  # type: ignore[arg-type]  # its keys are class numbers
     truths = [truth(example, config) for example in examples]
     logits = _images(bench, examples) if "image" in examples[0].values else _texts(bench, examples)
     rows = []
@@ -29,7 +30,7 @@ def score(bench: Bench, examples: Sequence[Example], metric: str) -> tuple[list[
             settled(
                 Prediction(
                     example=example.id,
-                    answer=str((config.id2label or {}).get(best, best)),
+                    answer=names.get(best, str(best)),
                     correct=best == label,
                     score=math.exp(logprob) if finite else None,
                     logprob=logprob,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...registry.errors import Incompatible
 
@@ -17,8 +17,8 @@ class Coder:
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self.tokenizer = tokenizer
         self.prefix = self._prefix()
-        self.unknown: int | None = tokenizer.unk_token_id
-        self.end: int | None = tokenizer.eos_token_id
+        self.unknown = _one(tokenizer.unk_token_id)
+        self.end = _one(tokenizer.eos_token_id)
 
     def _prefix(self) -> list[int]:
         """What the tokenizer itself sets in front of a text (BOS, often nothing)."""
@@ -36,7 +36,7 @@ class Coder:
         """
         if self.prefix:
             return self.prefix
-        for token in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id):
+        for token in (_one(self.tokenizer.bos_token_id), self.end):
             if token is not None:
                 return [token]
         raise Incompatible(
@@ -70,6 +70,11 @@ class Coder:
             context = (self.prefix + full[:border]) or self.start
             split.append((context, full[border:]))
         return split
+
+
+def _one(token: Any) -> int | None:
+    """A special token's id, or None where the tokenizer has none."""
+    return token if isinstance(token, int) else None
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:

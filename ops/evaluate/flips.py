@@ -78,8 +78,7 @@ def report(counts: Counts) -> FlipReport:
     n, b, c = counts.n, counts.negative, counts.positive
     right_a, right_b = counts.both_right + b, counts.both_right + c
     acc_a, acc_b, nfr, pfr = _share(right_a, n), _share(right_b, n), _share(b, n), _share(c, n)
-    if n and not math.isclose(acc_b - acc_a, pfr - nfr, abs_tol=1e-12):
-        raise AssertionError("accuracy difference and flip rates disagree")  # the identity; a fault of ours, never of the data
+    _hold_identity(acc_a, acc_b, nfr, pfr)
     return FlipReport(
         n=n,
         acc_a=acc_a,
@@ -97,6 +96,14 @@ def report(counts: Counts) -> FlipReport:
         backward_trust=_share(counts.both_right, right_a),
         inconsistent=_share(churned - changed, n),
     )
+
+
+def _hold_identity(acc_a: float | None, acc_b: float | None, nfr: float | None, pfr: float | None) -> None:
+    """acc_b - acc_a = pfr - nfr, always; where it does not hold the fault is ours, never the data's."""
+    if acc_a is None or acc_b is None or nfr is None or pfr is None:
+        return
+    if not math.isclose(acc_b - acc_a, pfr - nfr, abs_tol=1e-12):
+        raise AssertionError("accuracy difference and flip rates disagree")
 
 
 def compare(rows_a: Iterable[Outcome], rows_b: Iterable[Outcome]) -> FlipReport:

@@ -165,10 +165,12 @@ class _Door:
         for ours, theirs in given.items():
             if ours not in known:
                 raise self.bad(ours, f"{self.path}: a {kind} suite has no field {ours!r}", _meant(ours, known))
-            several = ours == "id" and isinstance(theirs, list) and theirs and all(isinstance(part, str) for part in theirs)
-            if not several and not isinstance(theirs, str):
+            if isinstance(theirs, str):
+                result[ours] = theirs
+            elif ours == "id" and isinstance(theirs, list) and theirs and all(isinstance(part, str) for part in theirs):
+                result[ours] = tuple(theirs)
+            else:
                 raise self.bad(ours, f"{self.path}: field {ours!r} must name a field of the data", "only `id` may be a list of names")
-            result[ours] = tuple(theirs) if several else theirs
         return result
 
     def slices(self) -> tuple[str, ...]:
