@@ -104,7 +104,7 @@ def compare(repo: Any, a: int, b: int, limit: int | None = None) -> Comparison:
     def ask(connection: Any) -> Comparison:
         pair = {"a": a, "b": b}
         slices = [SliceCounts._make(row) for row in connection.execute(_COUNTS, pair).fetchall()]
-        alone = connection.execute(_ALONE, pair).fetchone()
+        [alone] = connection.execute(_ALONE, pair).fetchall()
         flips = connection.execute(_FLIPS, pair | {"limit": limit}).fetchall() if limit != 0 else []
         total = (
             SliceCounts(None, *(sum(column) for column in zip(*(s[1:] for s in slices), strict=True)))

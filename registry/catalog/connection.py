@@ -103,11 +103,11 @@ def create_schema(connection: Any) -> None:
 def applied(connection: Any) -> State:
     """How far the catalog is; (0, "", 0) when it is empty. Raises Damaged for another schema or none."""
     try:
-        row = connection.execute("select schema_version, applied_seq, head, unreadable from meta").fetchone()
+        [row] = connection.execute("select schema_version, applied_seq, head, unreadable from meta").fetchall()
     except duckdb_catalog_error() as fault:
         raise Damaged("the catalog has no schema of ours") from fault
-    if row is None or row[0] != SCHEMA_NUMBER:
-        raise Damaged(f"the catalog has schema {row and row[0]}, this program needs {SCHEMA_NUMBER}")
+    if row[0] != SCHEMA_NUMBER:
+        raise Damaged(f"the catalog has schema {row[0]}, this program needs {SCHEMA_NUMBER}")
     return State(row[1] or 0, row[2] or "", row[3])
 
 

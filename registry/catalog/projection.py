@@ -51,8 +51,8 @@ class Projector:
         self._connection = connection
         self._source = source
         self._rows = Inserter(connection)
-        self._entries = connection.execute("select coalesce(max(entry), 0) from tensor_entries").fetchone()[0]
-        self._empty = connection.execute("select count(*) from journal").fetchone()[0] == 0  # then all there is is remembered here
+        self._entries = self._ask("select coalesce(max(entry), 0) from tensor_entries")[0][0]
+        self._empty = not self._ask("select 1 from journal limit 1")  # then all there is is remembered here
         self._places: dict[str, _Place] = {}
         self._snapshots: set[str] = set()
         self._packs: set[str] = set()
@@ -81,6 +81,9 @@ class Projector:
     def flush(self) -> None:
         """Write all rows collected so far."""
         self._rows.flush()
+
+    def _ask(self, query: str, *parameters: Any) -> list[tuple[Any, ...]]:
+        return self._connection.execute(query, parameters).fetchall()
 
     @contextmanager
     def _tolerating(self, seq: int, named: str) -> Iterator[None]:
@@ -123,8 +126,7 @@ class Projector:
 
     def _place(self, commit: str) -> _Place | None:
         if commit not in self._places and not self._empty:
-            row = self._connection.execute("select seq, generation, snapshot from commits where commit = ?", [commit]).fetchone()
-            if row:
+            for row in self._ask("select seq, generation, snapshot from commits where commit = ?", commit):
                 self._places[commit] = _Place(*row)
         return self._places.get(commit)
 
@@ -160,9 +162,7 @@ class Projector:
     def _known(self, snapshot: str) -> bool:
         if snapshot in self._snapshots:
             return True
-        found = (
-            not self._empty and self._connection.execute("select 1 from snapshots where snapshot = ?", [snapshot]).fetchone() is not None
-        )
+        found = not self._empty and bool(self._ask("select 1 from snapshots where snapshot = ?", snapshot))
         if found:
             self._snapshots.add(snapshot)
         return found
@@ -176,7 +176,7 @@ class Projector:
             select t.name, t.entry, t.digest, t.dtype, t.shape
             from (select unnest(entries) as entry, generate_subscripts(entries, 1) as place from snapshots where snapshot = ?)
             join tensor_entries t using (entry) order by place"""
-        rows = self._connection.execute(query, [snapshot]).fetchall()
+        rows = self._ask(query, snapshot)
         table = {name: _Held(entry, digest, byte_size(dtype, shape)) for name, entry, digest, dtype, shape in rows}
         self._remember(snapshot, table)
         return table
@@ -209,7 +209,7 @@ class Projector:
         if pack in self._packs:
             return
         self._packs.add(pack)
-        if not self._empty and self._connection.execute("select 1 from objects where location = ? limit 1", [pack]).fetchone():
+        if not self._empty and self._ask("select 1 from objects where location = ? limit 1", pack):
             return
         with self._tolerating(seq, pack):
             infos = sorted(self._source.pack(pack), key=lambda info: info.digest)

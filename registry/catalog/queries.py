@@ -232,7 +232,7 @@ def reflog(repo: Any, name: str | None = None, n: int | None = None) -> list[Ref
 
 
 _STORAGE = {
-    "codec": "select codec, sum(objects)::bigint, sum(bytes_logical)::bigint, sum(bytes_stored)::bigint from storage group by codec",
+    "codec": "select codec, objects, bytes_logical, bytes_stored from storage",
     "op": "select op, sum(tensors_changed)::bigint, sum(bytes_logical)::bigint, sum(bytes_stored)::bigint from commits group by op",
     "branch": """select coalesce(branch, '(no branch)'), sum(tensors_changed)::bigint, sum(bytes_logical)::bigint, sum(bytes_stored)::bigint
                  from commits group by branch""",
@@ -245,3 +245,9 @@ def storage(repo: Any, by: str) -> list[StorageRow]:
         raise BadParameter(f"storage is not counted by {by!r}", hint=f"one of: {', '.join(_STORAGE)}")
     rows = repo.catalog.query(repo, _STORAGE[by] + " order by 4 desc, 1").rows
     return [StorageRow._make(row) for row in rows]
+
+
+def logical_bytes(repo: Any) -> int:
+    """What a full copy of the directory of every recorded commit would take."""
+    query = "select coalesce(sum(s.file_bytes), 0)::bigint from commits c join snapshots s using (snapshot)"
+    return repo.catalog.query(repo, query).rows[0][0]

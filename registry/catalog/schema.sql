@@ -193,6 +193,8 @@ create macro lineage(rev) as table
     select c.commit, c.generation, c.op, c.author, c.time, c.message, c.snapshot, c.seq
     from commits c join behind b using (seq) order by c.seq desc;
 
+-- what is stored: tensors by codec, everything else together
 create view storage as
-    select coalesce(codec, kind) as codec, kind, count(*) as objects, sum(size)::bigint as bytes_logical, sum(stored)::bigint as bytes_stored
+    select case kind when 'tensor' then codec else kind end as codec, count(*) as objects, sum(size)::bigint as bytes_logical,
+           sum(stored)::bigint as bytes_stored
     from objects group by all order by bytes_stored desc;

@@ -149,7 +149,7 @@ def test_objects_of_a_pack_are_listed_once(history):
             (digest("w", 2), "tensor", 100, 40, "dense"),
         ]
     )
-    assert ask(history, "from storage") == [("dense", "tensor", 2, 200, 80), ("raw", "tensor", 1, 100, 40)]
+    assert ask(history, "from storage") == [("dense", 2, 200, 80), ("raw", 1, 100, 40)]
 
 
 def test_a_commit_recorded_twice_is_one_commit(history):

@@ -1,0 +1,151 @@
+"""What history names, looked at closely while it is replayed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..catalog.source import JournalRecord, PackedObject, RepositorySource, parse
+from ..delta.dtypes import byte_size
+from ..errors import IntegrityError, UsageError
+from ..objects.layout import MAX_DEPTH_READ, ObjectInfo
+from ..records import Commit, Evaluation, Json
+from .findings import Notes
+
+
+@dataclass
+class Inventory:
+    """Every object of every pack. A digest stored twice counts once: either copy serves."""
+
+    objects: dict[str, ObjectInfo] = field(default_factory=dict)
+    stored: int = 0  # bytes
+
+    def add(self, info: ObjectInfo) -> None:
+        """Take an object in."""
+        self.objects.setdefault(info.digest, info)
+        self.stored += info.stored_size
+
+    def chain_fault(self, info: ObjectInfo) -> str | None:
+        """What is wrong with the chain of deltas that an object hangs on."""
+        link, steps = info, 0
+        while link.base is not None:
+            base = self.objects.get(link.base)
+            if base is None:
+                return f"its base {link.base} is not in the registry"
+            if (base.kind, base.dtype, base.shape) != (info.kind, info.dtype, info.shape):
+                return f"its base {link.base} is of another type or shape"
+            link, steps = base, steps + 1
+            if steps > MAX_DEPTH_READ:
+                return f"it hangs on more than {MAX_DEPTH_READ} deltas, or on itself"
+        return None
+
+
+class InspectingSource(RepositorySource):
+    """The source of the replay. What it cannot find whole it notes, and raises, so that the replay goes on without."""
+
+    def __init__(self, repo: Any, notes: Notes, inventory: Inventory) -> None:
+        super().__init__(repo)
+        self._notes, self._inventory = notes, inventory
+        self._seen: set[tuple[str, str, tuple[int, ...]]] = set()  # tensors found in order
+        self._numbers: dict[str, list[int]] = {}  # evaluation object -> records that name it and were not projected yet
+        self.commits: set[str] = set()
+        self.packs: set[str] = set()
+        self.refs: dict[str, str] = {}
+        self.evaluations: list[tuple[int, str]] = []  # number, predictions object
+
+    def look_at(self, record: JournalRecord) -> None:
+        """A record before it is projected: its refs start where the record before left them, its commit is complete."""
+        for update in record.body.get("refs") or ():
+            if self.refs.get(update["name"]) != update["old"]:
+                self._notes.fault(1, "ref", update["name"], f"record {record.seq} moves it from where it never was")
+            if update["new"] is None:
+                self.refs.pop(update["name"], None)
+            else:
+                self.refs[update["name"]] = update["new"]
+        if record.body["kind"] == "evaluation":
+            self._numbers.setdefault(record.body["evaluation"], []).append(record.seq)
+
+    # --- the source --------------------------------------------------------------------------------------
+
+    def commit(self, commit: str) -> str:
+        self.commits.add(commit)
+        try:
+            text = super().commit(commit)
+            record = Commit.from_json(parse(text, f"commit {commit}"))
+        except IntegrityError as fault:
+            self._notes.error(1, "commit", commit, fault)
+            raise
+        for parent in record.parents:
+            if parent not in self.commits:
+                self._notes.fault(1, "commit", commit, f"its parent {parent} is not recorded before it")
+        for artifact in record.artifacts:
+            self._blob_of("commit", commit, f"artifact {artifact.kind}", artifact.digest, artifact.bytes)
+        return text
+
+    def snapshot(self, snapshot: str) -> dict[str, Json]:
+        record = self._found("object", snapshot, super().snapshot)
+        for tensor in record["tensors"]:
+            key = (tensor["digest"], tensor["dtype"], tuple(tensor["shape"]))
+            if key not in self._seen and self._tensor(snapshot, tensor["name"], *key):
+                self._seen.add(key)
+        sizes = {tensor["name"]: byte_size(tensor["dtype"], tensor["shape"]) for tensor in record["tensors"]}
+        for file in record["files"]:
+            inside = sum(sizes.get(name, 0) for name in file["tensors"])
+            self._blob_of("object", snapshot, f"file {file['path']}", file["digest"], file["size"] - inside)
+            if missing := [name for name in file["tensors"] if name not in sizes]:
+                self._notes.fault(1, "object", snapshot, f"file {file['path']} holds tensor {missing[0]}, which the snapshot does not name")
+        if record["base"] is not None and record["base"] not in self._inventory.objects:
+            self._notes.fault(1, "object", snapshot, f"the snapshot it sits on, {record['base']}, is not in the registry")
+        return record
+
+    def deltas(self, digest: str) -> list[dict[str, Json]]:
+        return self._found("object", digest, super().deltas)
+
+    def evaluation(self, digest: str) -> tuple[str, dict[str, Json]]:
+        number = self._numbers[digest].pop(0)  # records are looked at in batches, before the first of a batch is projected
+        name, record = self._found("object", digest, super().evaluation)
+        try:
+            Evaluation.from_json(record)
+        except IntegrityError as fault:
+            self._notes.error(1, "object", digest, fault)
+            raise
+        if record["snapshot"] not in self._inventory.objects:
+            self._notes.fault(1, "object", digest, f"the snapshot it measured, {record['snapshot']}, is not in the registry")
+        self.evaluations.append((number, record["predictions"]))
+        return name, record
+
+    def pack(self, pack: str) -> Iterable[PackedObject]:
+        self.packs.add(pack)
+        return self._found("pack", pack, lambda name: list(super(InspectingSource, self).pack(name)))
+
+    # --- looking -----------------------------------------------------------------------------------------
+
+    def _found(self, kind: str, name: str, read: Any) -> Any:
+        try:
+            return read(name)
+        except IntegrityError as fault:
+            self._notes.error(1, kind, name, fault)
+            raise
+
+    def _tensor(self, snapshot: str, name: str, digest: str, dtype: str, shape: tuple[int, ...]) -> bool:
+        info = self._inventory.objects.get(digest)
+        if info is None:
+            self._notes.fault(1, "object", digest, f"tensor {name} of snapshot {snapshot} is not in the registry")
+            return False
+        try:
+            size = byte_size(dtype, shape)
+        except UsageError as fault:
+            self._notes.error(1, "object", snapshot, fault)
+            return False
+        if (info.kind, info.dtype, info.shape, info.raw_size) != ("tensor", dtype, shape, size):
+            self._notes.fault(1, "object", digest, f"tensor {name} of snapshot {snapshot} is stored with another type, shape or size")
+            return False
+        return True
+
+    def _blob_of(self, kind: str, owner: str, what: str, digest: str, size: int) -> None:
+        info = self._inventory.objects.get(digest)
+        if info is None:
+            self._notes.fault(1, "object", digest, f"{what} of {owner} is not in the registry")
+        elif info.kind != "blob" or info.raw_size != size:
+            self._notes.fault(1, kind, owner, f"{what} should have {size} bytes and is stored with {info.raw_size}")

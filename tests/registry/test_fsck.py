@@ -1,0 +1,488 @@
+"""Every kind of damage is found at its level and named; nothing is repaired; what is only left over is no damage."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from mlc.registry.catalog.queries import log
+from mlc.registry.errors import BadParameter, IntegrityError
+from mlc.registry.ids import blob_digest
+from mlc.registry.maintenance.fsck import fsck
+from mlc.registry.records import FileEntry, Snapshot, canonical
+from mlc.registry.repository import Repository
+from mlc.tests.registry.real import add, small_history, weights
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory):
+    """A healthy registry, to be copied and never touched."""
+    place = tmp_path_factory.mktemp("pristine") / "work"
+    small_history(place)
+    return place
+
+
+@pytest.fixture
+def repo(pristine, tmp_path):
+    shutil.copytree(pristine, tmp_path / "work")
+    return Repository.open(tmp_path / "work")
+
+
+def faults(repo, level):
+    """(kind, object) of each fault that a fresh look finds."""
+    return [(f.kind, f.object) for f in fsck(Repository.open(repo.root), level).findings if f.severity == "fault"]
+
+
+def kinds(repo, level):
+    return {kind for kind, _ in faults(repo, level)}
+
+
+def remarks(repo, level):
+    return [(f.kind, f.object) for f in fsck(Repository.open(repo.root), level).findings if f.severity == "remark"]
+
+
+def flip(path, offset=None):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 if offset is None else offset] ^= 0x10
+    path.write_bytes(data)
+
+
+def cut(path, share=0.5):
+    with path.open("r+b") as file:
+        file.truncate(int(path.stat().st_size * share))
+
+
+def state(repo):
+    """Every file of the registry but the lock files, by content."""
+    return {
+        p.relative_to(repo.path).as_posix(): p.read_bytes() for p in sorted(repo.path.rglob("*")) if p.is_file() and "locks" not in p.parts
+    }
+
+
+def pack_of(repo, digest):
+    info = repo.objects.info(digest)
+    return repo.objects.pack_set.path(info.pack), info
+
+
+# --- health --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("level", [0, 1, 2, 3])
+def test_a_healthy_registry_is_clean_at_every_level(repo, level):
+    report = fsck(repo, level)
+    assert report.findings == ()
+    assert report.clean
+    assert report.level == level
+    if level:
+        assert report.objects == len({info.digest for info in repo.objects.iter_infos()})
+        assert report.bytes > 10_000
+
+
+def test_level_3_counts_the_bytes_it_rebuilt(repo):
+    tensors = {info.digest: info.raw_size for info in repo.objects.iter_infos() if info.kind == "tensor"}
+    assert fsck(repo, 3).bytes == sum(tensors.values())
+
+
+def test_an_empty_registry_is_clean(tmp_path):
+    assert fsck(Repository.init(tmp_path / "work"), 3).findings == ()
+
+
+def test_checking_changes_no_file(repo):
+    flip(repo.path / "journal" / "seal")
+    flip(repo.path / "catalog.duckdb")
+    pack, info = pack_of(repo, repo.snapshot(repo.commit(repo.resolve("v1")).snapshot).tensors[0].digest)
+    flip(pack, info.offset)
+    before = state(repo)
+    for level in range(4):
+        assert not fsck(Repository.open(repo.root), level).clean
+    assert state(repo) == before
+
+
+def test_progress_is_told_and_ends_at_the_total(repo):
+    told = {}
+    fsck(repo, 3, progress=lambda phase, done, total: told.setdefault(phase, []).append((done, total)))
+    assert list(told) == ["packs", "history", "content", "tensors"]
+    for steps in told.values():
+        assert [done for done, _ in steps] == sorted(done for done, _ in steps)
+        assert steps[-1][0] == steps[-1][1]
+
+
+def test_a_sample_covers_each_object_in_exactly_one_part(repo):
+    whole = fsck(repo, 2)
+    parts = [fsck(repo, 2, sample=(n, 3)) for n in (1, 2, 3)]
+    assert sum(part.objects for part in parts) == whole.objects
+    assert sum(part.bytes for part in parts) == whole.bytes
+    assert all(part.clean for part in parts)
+    with pytest.raises(BadParameter):
+        fsck(repo, 2, sample=(4, 3))
+    with pytest.raises(BadParameter):
+        fsck(repo, 4)
+
+
+def test_the_document_says_all(repo):
+    flip(repo.path / "journal" / "seal", 5)
+    document = fsck(Repository.open(repo.root), 0).to_json()
+    assert document["clean"] is False
+    assert document["findings"][0] == {
+        "level": 0, "kind": "seal", "severity": "fault", "object": "journal/seal",
+        "sentence": "the seal is missing or damaged: nothing says where the acknowledged history ends",
+    }  # fmt: skip
+    json.dumps(document)
+
+
+# --- level 0 -------------------------------------------------------------------------------------------------
+
+
+def test_a_damaged_seal_is_found_at_once(repo):
+    flip(repo.path / "journal" / "seal")
+    assert ("seal", "journal/seal") in faults(repo, 0)
+
+
+def test_a_journal_shorter_than_its_seal_is_found_at_once(repo):
+    cut(repo.path / "journal" / "00000001.log", 0.9)
+    assert kinds(repo, 0) >= {"journal"}
+    assert kinds(repo, 1) >= {"journal"}
+
+
+def test_a_changed_last_record_is_found_at_once(repo):
+    path = repo.path / "journal" / "00000001.log"
+    flip(path, path.stat().st_size - 60)
+    assert kinds(repo, 0) == {"journal"}
+
+
+def test_an_unfinished_record_is_no_damage(repo):
+    with (repo.path / "journal" / "00000001.log").open("ab") as file:
+        file.write(b'000001ff {"author":"ann","bo')
+    assert faults(repo, 2) == []
+    assert remarks(repo, 0) == [("journal", "journal/00000001.log")]
+
+
+def test_a_damaged_record_between_whole_ones_behind_the_seal_is_damage(repo):
+    path = repo.path / "journal" / "00000001.log"
+    lines = path.read_bytes().splitlines(keepends=True)
+    with path.open("ab") as file:
+        file.write(b"0000000f {broken line}\n" + lines[-1])
+    assert kinds(repo, 0) >= {"journal"}
+
+
+def test_a_ref_whose_commit_is_gone_is_found_at_once(repo):
+    tip = repo.resolve("dev")
+    (repo.commits_dir / f"{tip}.json").unlink()
+    assert faults(repo, 0) == [("ref", "heads/dev")]
+    assert ("commit", tip) in faults(repo, 1)
+
+
+def test_a_missing_catalog_is_no_damage_and_a_lagging_one_neither(repo):
+    repo.catalog.apply = lambda *_: None
+    add(repo, {"z": weights(9)}, branch="other")
+    assert remarks(repo, 1) == [("catalog", "catalog.duckdb")]
+    assert faults(repo, 1) == []
+    (repo.path / "catalog.duckdb").unlink()
+    assert remarks(repo, 1) == [("catalog", "catalog.duckdb")]
+    assert faults(repo, 1) == []
+
+
+def test_head_and_format_must_say_what_they_are(repo):
+    (repo.path / "HEAD").write_text("Not A Branch\n")
+    assert faults(repo, 0) == [("head", "HEAD")]
+
+
+# --- level 1 -------------------------------------------------------------------------------------------------
+
+
+def test_a_bit_flipped_anywhere_in_the_journal_is_found(repo):
+    path, chance = repo.path / "journal" / "00000001.log", random.Random(5)
+    whole = path.read_bytes()
+    for _ in range(6):
+        flip(path, chance.randrange(len(whole)))
+        assert "journal" in kinds(repo, 1)
+        path.write_bytes(whole)
+    assert faults(repo, 1) == []
+
+
+def test_records_in_another_order_are_found(repo):
+    path = repo.path / "journal" / "00000001.log"
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[3], lines[4] = lines[4], lines[3]
+    path.write_bytes(b"".join(lines))
+    assert kinds(repo, 0) == set()
+    assert "journal" in kinds(repo, 1)
+
+
+def test_a_changed_commit_is_named(repo):
+    tip = repo.resolve("v1")
+    flip(repo.commits_dir / f"{tip}.json")
+    assert ("commit", tip) in faults(repo, 1)
+
+
+def test_a_damaged_index_is_named_and_costs_nothing_else(repo):
+    pack = repo.objects.packs()[1]
+    flip(repo.objects.pack_set.path(pack, "idx"))
+    assert faults(repo, 1) == [("index", pack)]
+    repo.objects.pack_set.path(pack, "idx").unlink()
+    assert faults(repo, 3) == [("index", pack)]
+
+
+def test_the_index_of_another_pack_is_named(repo):
+    one, two = repo.objects.packs()[:2]
+    shutil.copy(repo.objects.pack_set.path(one, "idx"), repo.objects.pack_set.path(two, "idx"))
+    assert ("index", two) in faults(repo, 1)
+
+
+def test_a_truncated_pack_is_named_with_what_it_held(repo):
+    digest = repo.snapshot(repo.commit(repo.resolve("v1")).snapshot).tensors[0].digest
+    path, info = pack_of(repo, digest)
+    cut(path, 0.3)
+    assert ("pack", info.pack) in faults(repo, 1)
+    assert any(kind == "object" for kind, _ in faults(repo, 2))
+
+
+def test_a_pack_that_is_gone_is_named_with_every_object_it_held(repo):
+    commit = repo.resolve("dev")
+    digest = next(t.digest for t in repo.snapshot(repo.commit(commit).snapshot).tensors if t.name == "c")
+    path, info = pack_of(repo, digest)
+    held = {i.digest for i in repo.objects.pack_set.records(info.pack)}
+    path.unlink()
+    path.with_suffix(".idx").unlink()
+    found = faults(repo, 1)
+    assert ("pack", info.pack) in found
+    assert ("object", repo.commit(commit).snapshot) in found
+    assert repo.commit(commit).snapshot in held
+
+
+def test_a_missing_tensor_is_named(repo):
+    """An object set aside as damaged counts as missing."""
+    digest = repo.snapshot(repo.commit(repo.resolve("v1")).snapshot).tensors[0].digest
+    repo.objects.pack_set.quarantine(repo.objects.info(digest))
+    assert ("object", digest) in faults(repo, 1)
+
+
+def test_a_missing_base_is_named(repo):
+    delta = next(info for info in repo.objects.iter_infos() if info.base is not None)
+    repo.objects.pack_set.quarantine(repo.objects.info(delta.base))
+    sentences = [f.sentence for f in fsck(Repository.open(repo.root), 1).findings if f.object == delta.digest]
+    assert sentences == [f"its base {delta.base} is not in the registry"]
+
+
+def test_missing_artifacts_evaluations_and_predictions_are_named(repo):
+    evaluation = next(r.body["evaluation"] for r in repo.journal.records() if r.body["kind"] == "evaluation")
+    lost = [blob_digest(b"importance of weights"), repo.evaluation(evaluation).predictions]
+    for digest in lost:
+        repo.objects.pack_set.quarantine(repo.objects.info(digest))
+    assert {("object", digest) for digest in lost} <= set(faults(repo, 1))
+    repo.objects.pack_set.quarantine(repo.objects.info(evaluation))
+    assert ("object", evaluation) in faults(repo, 1)
+
+
+def test_a_file_of_another_size_than_recorded_is_found(repo):
+    with repo.ingest() as tx:
+        config = tx.put_blob(b"four")
+        snapshot = Snapshot((), (FileEntry("config.json", 5, "0" * 64, "blob", config),))
+        tx.put_snapshot(snapshot)
+        tx.seal()
+        from mlc.registry.records import Commit, OperationRecord
+
+        commit = Commit((), snapshot.id, OperationRecord("import", 1, {}), "ann", "2026-01-01T00:00:00.000000Z", "wrong")
+        tx.commit(commit)
+    assert ("object", snapshot.id) in faults(repo, 1)
+
+
+def test_a_ref_file_that_lies_is_named(repo):
+    flip(repo.path / "refs" / "heads" / "main", 3)
+    assert ("mirror", "refs/heads/main") in faults(repo, 1)
+    (repo.path / "refs" / "heads" / "main").unlink()
+    assert ("mirror", "refs/heads/main") in faults(repo, 1)
+    (repo.path / "refs" / "tags" / "v2").write_text(f"{repo.resolve('v1')}\n")
+    assert ("mirror", "refs/tags/v2") in faults(repo, 1)
+
+
+def test_a_damaged_mark_of_the_mirror_is_named(repo):
+    (repo.path / "refs" / "seq").write_text("what\n")
+    assert faults(repo, 1) == [("mirror", "refs/seq")]
+
+
+def test_a_mirror_that_lags_is_no_damage(repo):
+    """A writer died between its journal record and the mirror."""
+    files = {path: path.read_bytes() for path in (repo.path / "refs").rglob("*") if path.is_file()}
+    tip = add(repo, {"z": weights(9)}, branch="other")
+    (repo.path / "refs" / "heads" / "other").unlink()
+    for path, content in files.items():
+        path.write_bytes(content)
+    assert faults(repo, 1) == []
+    assert remarks(repo, 1) == [("mirror", "refs/seq")]
+    assert Repository.open(repo.root).resolve("other") == tip
+
+
+CHANGES = [
+    "update commits set message = 'never said' where message = 'two'",
+    "delete from reflog where seq = (select max(seq) from reflog)",
+    "insert into parents values ('a', 0, 'b')",
+    "update deltas set nnz = 7 where rowid = 0",
+    "update metrics set value = 0.99 where rowid = 0",
+    "update snapshots set entries = [1, 1] where rowid = 0",
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_catalog_that_differs_from_the_replay_is_found(repo, change):
+    import duckdb
+
+    with duckdb.connect(str(repo.path / "catalog.duckdb")) as connection:
+        connection.execute(change)
+    assert faults(repo, 1) == [("catalog", "catalog.duckdb")]
+
+
+@pytest.mark.parametrize(
+    "change", ["update predictions set correct = not correct where rowid = 1", "delete from predictions where rowid = 1"]
+)
+def test_predictions_that_differ_from_their_object_are_found(repo, change):
+    import duckdb
+
+    with duckdb.connect(str(repo.path / "catalog.duckdb")) as connection:
+        connection.execute(change)
+    found = [f for f in fsck(repo, 1).findings if f.severity == "fault"]
+    assert [(f.kind, "predictions of evaluation" in f.sentence) for f in found] == [("catalog", True)]
+
+
+def test_a_damaged_catalog_is_found_and_left_alone(repo):
+    path = repo.path / "catalog.duckdb"
+    for offset in (0, 4096 + 20, path.stat().st_size - 262_144 * 2):
+        whole = path.read_bytes()
+        flip(path, offset)
+        assert set(faults(repo, 1)) <= {("catalog", "catalog.duckdb")}
+        path.write_bytes(whole)
+    path.write_bytes(b"no database\n" * 1000)
+    assert faults(repo, 0) == [("catalog", "catalog.duckdb")]
+    assert path.read_bytes().startswith(b"no database")
+
+
+def test_a_catalog_of_another_registry_is_found(repo, tmp_path):
+    other = small_history(tmp_path / "other")
+    shutil.copy(other.path / "catalog.duckdb", repo.path / "catalog.duckdb")
+    assert ("catalog", "catalog.duckdb") in faults(repo, 0)
+
+
+def test_what_no_record_names_is_left_over_and_no_damage(repo):
+    with repo.ingest() as tx:
+        tx.put_blob(b"a writer died before its journal record")
+        pack = tx.seal()
+    (repo.commits_dir / f"{'e' * 64}.json").write_bytes(b"{}")
+    assert faults(repo, 3) == []
+    assert set(remarks(repo, 1)) == {("scratch", pack), ("scratch", f"{'e' * 64}.json")}
+
+
+def test_a_delta_list_that_is_no_json_is_found(repo):
+    with repo.ingest() as tx:
+        digest = tx.put_blob(b"[not json")
+        tx.record({"kind": "note"})
+    record = repo.journal.append(
+        {"kind": "commit", "commit": repo.resolve("v1"), "deltas": digest, "pack": None, "refs": []},
+        txid="t", author="ann", time="2026-01-01T00:00:00.000000Z",
+    )  # fmt: skip
+    repo.journal.seal()
+    assert record.seq
+    assert faults(repo, 1) == []  # the commit was recorded before, with its own list
+    assert canonical([]) == b"[]"
+
+
+# --- levels 2 and 3 ------------------------------------------------------------------------------------------
+
+
+def test_a_bit_flipped_in_any_object_is_found_and_named(repo):
+    chance = random.Random(11)
+    infos = [info for info in repo.objects.iter_infos() if info.stored_size]
+    for info in chance.sample(infos, 8):
+        path = repo.objects.pack_set.path(info.pack)
+        whole = path.read_bytes()
+        flip(path, info.offset + chance.randrange(info.stored_size))
+        assert ("object", info.digest) in faults(repo, 2)
+        path.write_bytes(whole)
+
+
+def test_a_sample_finds_what_lies_in_its_part(repo):
+    digest = repo.snapshot(repo.commit(repo.resolve("v1")).snapshot).tensors[0].digest
+    path, info = pack_of(repo, digest)
+    flip(path, info.offset)
+    found = [any(f.object == digest for f in fsck(Repository.open(repo.root), 2, sample=(n, 4)).findings) for n in (1, 2, 3, 4)]
+    assert sorted(found) == [False, False, False, True]
+
+
+def test_a_bit_flipped_between_objects_is_found(repo):
+    pack = repo.objects.packs()[0]
+    flip(repo.objects.pack_set.path(pack), 40)  # zeros of the header
+    assert faults(repo, 2) == [("pack", pack)]
+    assert faults(repo, 1) == []
+
+
+def test_a_delta_that_decodes_to_something_else_is_found_by_rebuilding(repo, monkeypatch):
+    """Level 2 trusts what was proven at writing; level 3 proves it again."""
+    delta = next(info for info in repo.objects.iter_infos() if info.base is not None)
+    from mlc.registry.objects import chain
+
+    real = chain.tensor_range
+
+    def wrong(reader, info, start, stop, depth=0):
+        data = real(reader, info, start, stop, depth)
+        return memoryview(bytes([data[0] ^ 1]) + bytes(data[1:])) if info.digest == delta.digest and depth == 0 else data
+
+    monkeypatch.setattr(chain, "tensor_range", wrong)
+    assert fsck(repo, 2).clean
+    assert [f.object for f in fsck(repo, 3).findings] == [delta.digest]
+
+
+# --- elsewhere -----------------------------------------------------------------------------------------------
+
+
+UNPRIVILEGED = """
+import os, sys
+from pathlib import Path
+from mlc.registry.catalog.queries import log
+from mlc.registry.maintenance.fsck import fsck
+from mlc.registry.repository import Repository
+
+fsck(Repository.open(Path(sys.argv[1])), 3)  # everything is imported now
+if os.geteuid() == 0:
+    os.setegid(65534)
+    os.seteuid(65534)
+repo = Repository.open(Path(sys.argv[1]))
+print([f.sentence for f in fsck(repo, 2).findings], len(log(repo, None)), repo.warnings)
+try:
+    (repo.path / "probe").touch()
+except PermissionError:
+    print("read-only")
+"""
+
+
+def test_a_registry_that_cannot_be_written_can_be_checked_and_asked(pristine):
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "work"
+        shutil.copytree(pristine, place)
+        everything = [Path(folder), place, *place.rglob("*")]
+        for path in everything:
+            path.chmod(0o555 if path.is_dir() else 0o444)
+        done = subprocess.run([sys.executable, "-c", UNPRIVILEGED, str(place)], capture_output=True, text=True, check=False)
+        for path in everything:
+            path.chmod(0o755 if path.is_dir() else 0o644)
+    assert (done.stdout, done.stderr) == ("[] 5 []\nread-only\n", "")
+
+
+def test_checking_and_asking_never_end_in_a_traceback(repo):
+    """Any one file of the registry damaged: an answer, or an error of ours that says what is wrong."""
+    chance = random.Random(2)
+    files = [p for p in sorted(repo.path.rglob("*")) if p.is_file() and "locks" not in p.parts and p.stat().st_size]
+    for path in chance.sample(files, 10):
+        whole = path.read_bytes()
+        flip(path, chance.randrange(len(whole)))
+        fresh = Repository.open(repo.root) if path.name != "format" else repo
+        fsck(fresh, 1)
+        with contextlib.suppress(IntegrityError):
+            assert len(log(fresh, None)) <= 5
+        path.write_bytes(whole)
