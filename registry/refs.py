@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,14 +117,16 @@ class RefStore:
 
     def reflog(self, name: str) -> list[Move]:
         """Every move of a ref, oldest first."""
-        found = self._journal.with_text(f'"name":"{check_name(name)}"')
-        moves = [
-            Move(record.seq, record.time, record.author, update.old, update.new, record.body.get("reason") or record.body["kind"])
-            for record in found
-            for update in map(RefUpdate.from_json, record.refs)
-            if update.name == name
-        ]
-        return moves[::-1]
+        return list(self.moves(name))[::-1]
+
+    def moves(self, name: str) -> Iterator[Move]:
+        """The moves of a ref, newest first; the journal is read as far as it is asked."""
+        check_name(name)
+        for record in self._journal.with_text(f'"name":"{name}"'):
+            for update in map(RefUpdate.from_json, record.refs):
+                if update.name == name:
+                    reason = record.body.get("reason") or record.body["kind"]
+                    yield Move(record.seq, record.time, record.author, update.old, update.new, reason)
 
     def _state(self) -> _State:
         """The refs at the head of the journal: what is known, or the mirror, or nothing, and the moves since."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import os
 import re
 from dataclasses import dataclass
@@ -132,9 +133,9 @@ def _parent(repo: Repository, rev: str, commit: CommitId, number: int) -> Commit
 def _moves_ago(repo: Repository, rev: str, ref: RefName | None, ago: int) -> CommitId:
     if ref is None:
         raise RefNotFound(f"{rev!r}: @{{n}} follows the name of a branch, tag or alias", hint="mlc refs")
-    moves = repo.refs.reflog(ref)
-    places = [moves[0].old, *(move.new for move in moves)] if moves else []
-    place = places[-1 - ago] if ago < len(places) else None
-    if place is None:
-        raise RefNotFound(f"{rev!r} goes too far: it moved {len(moves)} times and was nowhere then", hint="`mlc log` shows its commits")
+    moves = list(itertools.islice(repo.refs.moves(ref), ago))
+    place = moves[-1].old if moves else repo.refs.read(ref)
+    if len(moves) < ago or place is None:
+        times = "once" if len(moves) == 1 else f"{len(moves)} times"
+        raise RefNotFound(f"{rev!r} goes too far: it moved {times} and was nowhere then", hint="`mlc log` shows its commits")
     return place
