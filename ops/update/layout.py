@@ -59,7 +59,7 @@ def explicit(where: str) -> tuple[int, ...] | None:
         return None
     parts = where.split(",")
     if not all(p.strip().isdecimal() for p in parts):
-        raise BadParameter(f"--where {where!r} is not one of {', '.join(PLACES)}, nor block numbers such as 1,3")
+        raise BadParameter(f"--where {where!r} is not one of {', '.join(PLACES)}, nor block numbers such as 1,3", hint="--where interleave")
     return tuple(sorted(int(p) for p in parts))
 
 

@@ -9,6 +9,7 @@ import sys
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from mlc.ops.arch import blocks_of, family_of, layer_of, role_of, with_layer
 from mlc.ops.arch.configs import edit_json
 from mlc.tests.factories import tiny_model
@@ -71,7 +72,16 @@ def test_the_tables_and_the_catalog_import_neither_torch_nor_transformers():
 
 # --- editing a config in place ---
 
-PRETTY = '{\n  "model_type": "llama",\n  "num_hidden_layers": 5,\n  "layer_types": [\n    "full",\n    "sliding"\n  ],\n  "rope": {"theta": 1e4}\n}\n'
+PRETTY = """{
+  "model_type": "llama",
+  "num_hidden_layers": 5,
+  "layer_types": [
+    "full",
+    "sliding"
+  ],
+  "rope": {"theta": 1e4}
+}
+"""
 
 
 def test_only_the_values_that_change_are_rewritten():
@@ -93,7 +103,8 @@ def test_a_new_key_goes_behind_the_last_one_in_the_same_style():
 
 keys = st.text(max_size=6)
 values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(max_size=5), lambda v: st.lists(v, max_size=3) | st.dictionaries(keys, v, max_size=3)
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda v: st.lists(v, max_size=3) | st.dictionaries(keys, v, max_size=3),
 )
 
 

@@ -8,12 +8,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
+
 from mlc.ops.data import Marks, Mixture, Source, pack, read_corpus
 from mlc.ops.data.corpus import join
 from mlc.ops.data.packing import cut
 from mlc.registry.errors import BadInputFile, InputNotFound
 from mlc.registry.ids import blob_digest
-from tokenizers import Tokenizer, models, pre_tokenizers
 
 MARKS = Marks(bos=1, eos=2)
 
@@ -213,7 +214,9 @@ def test_after_any_number_of_rows_each_source_has_delivered_its_share(weights, b
 def test_the_digest_of_a_mixture_covers_rows_shares_and_seed():
     assert mixture().digest() == mixture().digest()
     assert mixture().digest() != mixture(seed=1).digest()
-    assert Mixture([source("data", 20, 1.0, 0)], batch=8, seed=0).digest() != Mixture([source("data", 20, 1.0, 1)], batch=8, seed=0).digest()
+    assert (
+        Mixture([source("data", 20, 1.0, 0)], batch=8, seed=0).digest() != Mixture([source("data", 20, 1.0, 1)], batch=8, seed=0).digest()
+    )
 
 
 def test_shares_that_do_not_fill_a_batch_are_a_fault():

@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from mlc.ops.base import CopyTensor, SetFile, SetTensor
 from mlc.ops.models import load_model
 from mlc.ops.update.expand import Expand, ExpandedView, angular_distances, check_old_tensors, insertion, rank
-from mlc.ops.update.layout import explicit, expandable, expanded_names, lay_out, sources_for, spread
+from mlc.ops.update.layout import expandable, expanded_names, explicit, lay_out, sources_for, spread
 from mlc.ops.update.train import Update
 from mlc.registry.errors import BadParameter, CheckFailed, Incompatible
 from mlc.tests.factories import tiny_model
@@ -144,7 +145,7 @@ def test_blocks_with_experts_or_foreign_tensors_are_refused(models):
     view = models("llama")
     files = {"config.json": view.file("config.json")}
     tensors = {n: view.tensor(n) for n in view.names()}
-    with pytest.raises(Incompatible, match="not every block has mlp.down_proj.weight"):
+    with pytest.raises(Incompatible, match=r"not every block has mlp\.down_proj\.weight"):
         expandable(MemoryView({n: t for n, t in tensors.items() if "layers.2.mlp.down" not in n}, files))
     with pytest.raises(Incompatible, match="router"):
         expandable(MemoryView(tensors | {"model.layers.0.mlp.router.weight": torch.zeros(2)}, files))
@@ -287,7 +288,10 @@ def test_the_stored_config_keeps_every_other_byte(models):
     view = models("llama")
     result = expanded(view, (0, 2))
     assert result.file("config.json") == view.file("config.json").replace(b'"num_hidden_layers": 4', b'"num_hidden_layers": 6')
-    assert replace(result.entry("model.layers.5.mlp.up_proj.weight"), name="x").digest == view.entry("model.layers.3.mlp.up_proj.weight").digest
+    assert (
+        replace(result.entry("model.layers.5.mlp.up_proj.weight"), name="x").digest
+        == view.entry("model.layers.3.mlp.up_proj.weight").digest
+    )
 
 
 @pytest.mark.material

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 import transformers as tf
+
 from mlc.ops.models import load_model, load_tokenizer, state_names
 from mlc.registry.errors import Incompatible, ShapeMismatch, VocabularyMismatch
 from mlc.tests.factories import tiny_model

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
+
 from mlc.ops.engine.base import TrainSettings
 from mlc.ops.engine.schedule import learning_rate
 from mlc.ops.update.limits import default_rate
@@ -19,8 +22,8 @@ def test_the_rate_rises_to_the_peak_and_ends_at_the_floor(decay):
     assert found[0] == pytest.approx(1 / 20)
     assert found[19] == found[20] == 1.0
     assert found[-1] == pytest.approx(0.05)
-    assert all(a <= b for a, b in zip(found[:20], found[1:20], strict=False))
-    assert all(a >= b for a, b in zip(found[20:], found[21:], strict=False))
+    assert all(a <= b for a, b in pairwise(found[:20]))
+    assert all(a >= b for a, b in pairwise(found[20:]))
 
 
 def test_cosine_is_halfway_down_in_the_middle():
