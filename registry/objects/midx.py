@@ -90,7 +90,7 @@ def build(tables: Iterable[tuple[str, memoryview]]) -> bytes:
 def _assemble(packs: list[str], entries: list[bytes], tables: Iterable[tuple[str, memoryview]]) -> bytes:
     for pack, table in tables:
         starts = range(0, len(table), RECORD.size)
-        entries += [ENTRY.pack(table[start : start + 32], len(packs), position) for position, start in enumerate(starts)]
+        entries += [ENTRY.pack(bytes(table[start : start + 32]), len(packs), position) for position, start in enumerate(starts)]
         packs.append(pack)
     entries.sort()  # nearly sorted already: one merge
     body = HEADER.pack(MAGIC, len(packs), len(entries)) + b"".join(map(bytes.fromhex, packs)) + b"".join(entries)

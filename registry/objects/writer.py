@@ -104,6 +104,8 @@ class PackWriter:
         packs = self._store.pack_set
         fs.rename(index, packs.path(pack, "idx"))  # the index first: a pack that is seen has one
         fs.rename(self._path, packs.path(pack))
+        if packs.path(pack, "bad").exists():  # the same objects were damaged and in quarantine: these bytes are new
+            fs.remove(packs.path(pack, "bad"))
         fs.fsync_dir(packs.directory)
         self._reset()
         packs.forget(pack)
