@@ -43,7 +43,8 @@ class Coercion:
             result = self.kind(value)
         except ValueError:
             raise typer.BadParameter(f"{value!r} is not {_WORDS.get(self.kind, 'valid')}.", ctx=ctx, param=param) from None
-        if (self.lowest is not None and result < self.lowest) or (self.highest is not None and result > self.highest):
+        high_enough = self.lowest is None or result >= self.lowest  # false for nan, too
+        if not (high_enough and (self.highest is None or result <= self.highest)):
             bounds = f"at least {self.lowest}" if self.highest is None else f"between {self.lowest} and {self.highest}"
             raise typer.BadParameter(f"{value} is out of range: it must be {bounds}.", ctx=ctx, param=param)
         return result

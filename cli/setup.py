@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,11 +31,9 @@ def lay_out(directory: Path, template: str, branch: str) -> tuple[Repository, li
 
 
 def _demo_files() -> list[tuple[str, Path]]:
-    """(place in the registry, file in the package): the model as it is, suites and their data in `suites/`."""
+    """(place in the registry, file in the package): the model, the suites with their data, and the texts to train on."""
     found = [(f"model/{path.name}", path) for path in sorted((DEMO / "model").iterdir())]
-    return found + [(f"suites/{path.name}", path) for path in sorted((DEMO / "data").iterdir())]
-
-
-def copy_tree(source: Path, target: Path) -> None:
-    """A plain copy for demonstrations."""
-    shutil.copytree(source, target)
+    for path in sorted((DEMO / "data").iterdir()):
+        of_a_suite = (DEMO / "data" / f"{path.stem}.toml").is_file()
+        found.append((f"suites/{path.name}" if of_a_suite else path.name, path))
+    return [(place, path) for place, path in found if path.suffix != ".md"]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from ..context import Session
+from ..render.text import percent, size
 
 
 def run(
@@ -16,26 +17,21 @@ def run(
     """Show what the registry stores and what sharing saves."""
     from ...registry.maintenance.du import du
 
-    usage = du(session.repo, by)
-    document = {
-        "total_bytes": usage.total_bytes,
-        "logical_bytes": usage.logical_bytes,
-        "ratio": usage.ratio,
-        "by": {row.key: {"objects": row.objects, "bytes_logical": row.bytes_logical, "bytes_stored": row.bytes_stored} for row in usage.by},
-    }
+    document = du(session.repo, by).to_json()
     session.show(document, lambda: _render(session, document, by))
     session.hint("mlc fsck")
 
 
-def _render(session: Session, document: dict, by: str) -> None:
+def _render(session: Session, document: dict[str, Any], by: str) -> None:
     from ..render.console import print_table
-    from ..render.text import percent, size
 
     total = document["total_bytes"]
     session.line(
         f"{size(total)} on disk for {size(document['logical_bytes'])} of versions"
-        + (f" ({percent(document['ratio'])})." if document["ratio"] is not None else ".")
+        + (f" ({_ratio(document['ratio'])})." if document["ratio"] is not None else ".")
     )
+    parts = ", ".join(f"{name} {size(part)}" for name, part in document["parts"].items() if part)
+    session.line(session.paint.dim(f"{parts}."))
     rows = [
         (
             key,
@@ -48,3 +44,7 @@ def _render(session: Session, document: dict, by: str) -> None:
     ]
     if rows:
         print_table(session.console(), (by, "objects", "content", "stored", "share"), rows, right=("objects", "content", "stored", "share"))
+
+
+def _ratio(value: float) -> str:
+    return percent(value) if value < 1 else f"{value:.1f} times as much"

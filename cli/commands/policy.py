@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..context import Session
-from ..options import NeededRev
+from ..options import complete_rev
 from ..render.text import count
 
 Files = Annotated[list[Path] | None, typer.Argument(metavar="[FILE]...", help="Policy files.", show_default="those in force here")]
@@ -62,7 +62,11 @@ def schema(session: Session) -> None:
     session.hint("mlc policy check FILE")
 
 
-def test(session: Session, a: NeededRev, b: NeededRev) -> None:
+def test(
+    session: Session,
+    a: Annotated[str, typer.Argument(metavar="A", help="The version before: any rev.", autocompletion=complete_rev)],
+    b: Annotated[str, typer.Argument(metavar="B", help="The version that would follow it.", autocompletion=complete_rev)],
+) -> None:
     """Say what the gate would decide if B followed A; nothing is recorded."""
     from ..judging import judge_pair
 

@@ -74,13 +74,11 @@ def walk(tour: Tour) -> None:
     first = _tip(tour)
 
     tour.say("New facts arrive. Training on them alone forgets old ones: the gate refuses, and main does not move.")
-    tour.mlc("update", "--data", "suites/new-facts.jsonl", *TRAINING, "-m", "the new facts", expect=4)
+    tour.mlc("update", "--data", "new-facts.jsonl", *TRAINING, "-m", "the new facts", expect=4)
     tour.insist(_tip(tour) == first, "a refused candidate moved the branch")
 
     tour.say("The same with replay: half of the rows come from old text. Nothing old is lost, and the gate accepts.")
-    tour.mlc(
-        "update", "--data", "suites/new-facts.jsonl", "--replay", "suites/replay.jsonl:0.5", *TRAINING, "-m", "the new facts, with replay"
-    )
+    tour.mlc("update", "--data", "new-facts.jsonl", "--replay", "replay.jsonl:0.5", *TRAINING, "-m", "the new facts, with replay")
     second = _tip(tour)
     tour.insist(second != first, "an accepted update did not move the branch")
 

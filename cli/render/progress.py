@@ -12,7 +12,7 @@ from typing import Any, TextIO
 from . import text
 
 DELAY = 0.5  # seconds before anything appears
-EVERY = 5.0  # seconds between plain lines
+EVERY = 10.0  # seconds between plain lines
 
 
 class Progress:

@@ -18,9 +18,12 @@ def number(value: float | None) -> str:
     """A metric: four significant digits, no exponent where it can be helped; `-` for a value that was not finite."""
     if value is None:
         return "-"
-    if isinstance(value, int) or (value == int(value) and abs(value) < 1e6):
-        return str(int(value)) if isinstance(value, int) else f"{value:.1f}"
-    return f"{value:.4g}" if abs(value) >= 1e-4 else f"{value:.2e}"
+    if isinstance(value, int) or abs(value) >= 1000:
+        return f"{value:,.0f}"
+    if 0 < abs(value) < 1e-4:
+        return f"{value:.2e}"
+    shown = f"{value:.4g}"
+    return shown if "." in shown else f"{value:.1f}"
 
 
 def percent(value: float | None) -> str:
