@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import textwrap
 
 import pytest
@@ -139,7 +140,5 @@ def test_bytes_that_are_no_text_and_files_that_are_not_there(tmp_path):
 @given(st.text(max_size=60))
 def test_no_text_at_all_brings_the_readers_down(text):
     for parse in (parse_toml, parse_yaml):
-        try:
-            parse(text, "any")
-        except BadRecipe as fault:
-            assert "any" in fault.message
+        with contextlib.suppress(BadRecipe):
+            assert isinstance(parse(text, "any").data, dict)
