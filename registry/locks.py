@@ -1,11 +1,13 @@
 """Locks between processes and threads: flock, one turnstile, and an owner to name when one cannot be had.
 
-Order (ARCHITECTURE, "Locks"): objects, write, catalog; `turn` is taken for an instant on the way into the last two. flock dies
-with its process, so there is no stale lock, and a lock file is never removed: its content only names the last owner, for people.
+Order (ARCHITECTURE, "Locks"): objects, write, catalog. flock dies with its process, so there is no stale lock, and a lock file is
+never removed: its content only names the owner, for people.
 
-The turnstile: whoever wants `catalog` passes through `turn`. A reader lets go of it at once. A writer keeps it while it waits, so
-that no new reader can slip in before it. A writer waiting for `write` lets go between tries: the holder of `write` needs the turn
-for `catalog`, and nobody shares `write` and could starve it.
+The turnstile: whoever wants `catalog` waits for it holding `turn`, and lets go of `turn` once inside. So a writer that waits keeps
+new readers out, readers that come together go in together, and nobody is overtaken for ever. `write` has no sharers and needs none.
+
+Waiting is left to the kernel, in a thread, so that it can have an end: processes that poll starve the one that has waited longest
+(with 8 writers and 8 readers a reader that polled waited 22 s; one that sleeps in the kernel, 0.4 s).
 """
 
 from __future__ import annotations
@@ -14,7 +16,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import random
 import threading
 import time
 from collections.abc import Iterator
@@ -27,7 +28,6 @@ from .owners import Owner, as_details, myself
 
 ORDER = ("objects", "write", "catalog")
 TIMEOUT = 30.0  # seconds
-FIRST_SLEEP, LONGEST_SLEEP = 0.002, 0.25  # seconds between tries; grows with the time already waited
 _BUSY = (errno.EAGAIN, errno.EACCES)
 
 
@@ -115,7 +115,11 @@ class Locks:
         finally:
             if process is _process:  # else we are a fork's child, and the descriptor is closed
                 del holdings[path]
-                self._release(path, fd, exclusive)
+                if exclusive:
+                    _sign(fd, "")
+                _unlock(fd)
+                if exclusive:
+                    process.mutex(path).release()
 
     @contextlib.contextmanager
     def _again(self, holding: _Holding, name: str, exclusive: bool) -> Iterator[None]:
@@ -139,42 +143,29 @@ class Locks:
         mutex = _process.mutex(path) if exclusive else None
         if mutex is not None and not mutex.acquire(timeout=max(0.0, until - time.monotonic())):
             raise self._locked(name, timeout)
-        fd = None
         try:
-            fd = self._open(path, exclusive)
-            if fd is not None:
-                self._wait(name, fd, exclusive, until, timeout)
-                if exclusive:
-                    self._sign(fd)
+            fd = self._locked_fd(name, exclusive, until, timeout)
+            if exclusive and fd is not None:
+                _sign(fd, myself().encode())
             return fd
         except BaseException:
-            if fd is not None:
-                self._close(fd)
             if mutex is not None:
                 mutex.release()
             raise
 
-    def _wait(self, name: str, fd: int, exclusive: bool, until: float, timeout: float) -> None:
-        """Poll for the lock, through the turnstile where there is one."""
-        turn = self._open(self.directory / "turn", exclusive) if name in ("write", "catalog") else None
-        keep = exclusive and name == "catalog"
-        started, have_turn = time.monotonic(), False
+    def _locked_fd(self, name: str, exclusive: bool, until: float, timeout: float) -> int | None:
+        turn = self._locked_fd("turn", True, until, timeout) if name == "catalog" and self._writable() else None
         try:
-            while True:
-                if turn is None or have_turn or _try(turn, True):
-                    have_turn = turn is not None
-                    if _try(fd, exclusive):
-                        return
-                    if have_turn and not keep:
-                        fcntl.flock(turn, fcntl.LOCK_UN)  # type: ignore[arg-type]
-                        have_turn = False
-                now = time.monotonic()
-                if now >= until:
-                    raise self._locked(name, timeout)
-                time.sleep(min(_pause(now - started), until - now))
+            fd = self._open(self.directory / name, exclusive)
+            if fd is not None and not _flock(fd, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH, until):
+                raise self._locked(name, timeout)
+            return fd
         finally:
             if turn is not None:
-                self._close(turn)
+                _unlock(turn)
+
+    def _writable(self) -> bool:
+        return os.access(self.directory, os.W_OK)
 
     def _open(self, path: Path, exclusive: bool) -> int | None:
         flags = os.O_CLOEXEC | os.O_NOFOLLOW
@@ -190,25 +181,10 @@ class Locks:
         _process.open.add(fd)
         return fd
 
-    def _sign(self, fd: int) -> None:
-        with contextlib.suppress(OSError):  # for people only: a full disk must not make the lock fail
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, myself().encode().encode(), 0)
-
-    def _release(self, path: Path, fd: int, exclusive: bool) -> None:
-        fcntl.flock(fd, fcntl.LOCK_UN)  # a child between fork and exec may still have the descriptor: closing alone is not enough
-        self._close(fd)
-        if exclusive:
-            _process.mutex(path).release()
-
-    def _close(self, fd: int) -> None:
-        _process.open.discard(fd)
-        os.close(fd)
-
     # --- in words --------------------------------------------------------------------------------------------
 
     def owner(self, name: str) -> Owner | None:
-        """The last process that held `name` alone, if it still runs."""
+        """The process that holds `name` alone, as far as is known."""
         try:
             owner = Owner.decode((self.directory / name).read_text(encoding="utf-8"))
         except OSError:
@@ -216,6 +192,7 @@ class Locks:
         return owner if owner and owner.alive else None
 
     def _locked(self, name: str, timeout: float) -> Locked:
+        name = "catalog" if name == "turn" else name  # who keeps the turn waits for the catalog
         owner = self.owner(name)
         who = str(owner) if owner else "another process"
         return Locked(
@@ -225,16 +202,73 @@ class Locks:
         )
 
 
-def _try(fd: int, exclusive: bool) -> bool:
+# --- one descriptor --------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Wait:
+    """A wait in the kernel that somebody may give up."""
+
+    fd: int
+    way: int
+    done: threading.Event = field(default_factory=threading.Event)
+    guard: threading.Lock = field(default_factory=threading.Lock)
+    given_up: bool = False
+    fault: OSError | None = None
+
+    def run(self) -> None:
+        try:
+            fcntl.flock(self.fd, self.way)
+        except OSError as fault:
+            self.fault = fault
+        with self.guard:
+            if self.given_up:
+                _close(self.fd)
+            self.done.set()
+
+    def give_up(self) -> bool:
+        """True when the lock was not had; the thread closes the descriptor when the kernel lets it go."""
+        with self.guard:
+            self.given_up = not self.done.is_set()
+            return self.given_up
+
+
+def _flock(fd: int, way: int, until: float) -> bool:
+    """Lock a descriptor, waiting to the moment `until`; when it was not to be had, the descriptor is closed and the answer False."""
     try:
-        fcntl.flock(fd, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        fcntl.flock(fd, way | fcntl.LOCK_NB)
+        return True
     except OSError as fault:
-        if fault.errno in _BUSY:
-            return False
+        if fault.errno not in _BUSY:
+            _close(fd)
+            raise
+    wait = _Wait(fd, way)
+    threading.Thread(target=wait.run, name="flock", daemon=True).start()
+    try:
+        wait.done.wait(max(0.0, until - time.monotonic()))
+    except BaseException:  # an interrupt
+        if not wait.give_up():
+            _unlock(fd)
         raise
+    if wait.give_up():
+        return False
+    if wait.fault is not None:
+        _close(fd)
+        raise wait.fault
     return True
 
 
-def _pause(waited: float) -> float:
-    """Seconds to the next try: an eighth of the time waited so far, jittered, between 2 and 250 ms."""
-    return random.uniform(0.5, 1.5) * min(LONGEST_SLEEP, max(FIRST_SLEEP, waited / 8))
+def _unlock(fd: int) -> None:
+    fcntl.flock(fd, fcntl.LOCK_UN)  # a child between fork and exec may still have the descriptor: closing alone is not enough
+    _close(fd)
+
+
+def _close(fd: int) -> None:
+    _process.open.discard(fd)
+    os.close(fd)
+
+
+def _sign(fd: int, text: str) -> None:
+    with contextlib.suppress(OSError):  # for people only: a full disk must not make the lock fail
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, text.encode(), 0)

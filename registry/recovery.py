@@ -44,7 +44,7 @@ def sweep(repo: Repository, age: float = LEFTOVER_AGE) -> list[Path]:
     """Remove scratch folders and pins of writers that are dead and older than `age` seconds; returns what was removed."""
     removed = []
     for pin in (repo.path / "pins").iterdir():
-        if _dead(pin) and _older(pin, age):
+        if _older(pin, age) and _dead(pin):
             fs.remove_tree(repo.path / "tmp" / pin.name)
             fs.remove(pin)
             removed.append(pin)

@@ -106,6 +106,44 @@ def test_a_writer_waiting_for_its_turn_to_write_does_not_stop_the_one_that_proje
     thread.join()
 
 
+def test_a_wait_that_was_given_up_takes_nothing_with_it(locks: Locks):
+    release = threading.Event()
+
+    def holder() -> None:
+        with locks.exclusive("catalog"):
+            release.wait(5)
+
+    thread = in_thread(holder)
+    while locks.owner("catalog") is None:
+        time.sleep(0.001)
+    for way in (locks.exclusive, locks.shared, locks.shared):
+        with pytest.raises(Locked, match=r"the catalog lock was not free within 0\.02 s: process"), way("catalog", timeout=0.02):
+            pass
+    release.set()
+    thread.join()
+    with locks.exclusive("catalog", timeout=1):
+        assert locks.owner("catalog").pid == os.getpid()
+    assert locks.owner("catalog") is None
+
+
+def test_nobody_is_overtaken_for_ever(locks: Locks):
+    """Writers that come again and again, and readers that do: each gets its turn while the others are at it."""
+    stop, counts = threading.Event(), {"shared": [0] * 3, "exclusive": [0] * 3}
+
+    def visitor(way: str, number: int) -> None:
+        while not stop.is_set():
+            with getattr(locks, way)("catalog", timeout=5):
+                time.sleep(0.002)
+            counts[way][number] += 1
+
+    threads = [in_thread(lambda way=way, n=n: visitor(way, n)) for way in counts for n in range(3)]
+    time.sleep(0.5)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert min(*counts["shared"], *counts["exclusive"]) >= 2
+
+
 def test_a_thread_may_take_again_what_it_has(locks: Locks):
     with locks.exclusive("write"), locks.exclusive("write"), locks.shared("write"):
         assert locks.holds("write")
