@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import CorruptRecord
 from .connection import transaction
 
-SLICE = 50_000  # rows of one transaction: 40 ms on the slower of our machines, well under the 100 ms that a reader may have to wait
+SLICE = 25_000  # rows of one transaction: 30 ms of one core, opening and checkpoint included, while a reader may wait 100 ms
 
 
 def unfinished(connection: Any, evaluation: int | None = None) -> list[tuple[int, str, int]]:

@@ -42,8 +42,10 @@ def packed(values: list[float]) -> bytes:
     return struct.pack(f"<{len(values)}f", *values)
 
 
-def add(repo: Repository, tensors: dict[str, list[float]], *parents: CommitId, branch: str | None = "main", **fields) -> CommitId:
-    """Commit a model of F32 tensors, coded against the first parent's; one weights file and one config."""
+def add(
+    repo: Repository, tensors: dict[str, list[float]], *parents: CommitId, branch: str | None = "main", config: str = "{}", **fields
+) -> CommitId:
+    """Commit F32 tensors, coded against the first parent's, with one weights file and one config. (Without tensors no torch is loaded.)"""
     with repo.ingest() as tx:
         before = {e.name: e.digest for e in repo.snapshot(repo.commit(parents[0]).snapshot).tensors} if parents else {}
         entries, deltas = [], []
@@ -53,9 +55,9 @@ def add(repo: Repository, tensors: dict[str, list[float]], *parents: CommitId, b
             info = tx.info(digest)
             entries.append(TensorEntry(name, "F32", SHAPE, digest))
             deltas.append(TensorDelta(name, info.base, digest, info.codec, info.raw_size, info.stored_size))
-        header, config = tx.put_blob(b"header of " + " ".join(tensors).encode()), tx.put_blob(b'{"model_type": "small"}\n')
+        header, settings = tx.put_blob(b"header of " + " ".join(tensors).encode()), tx.put_blob(config.encode())
         files = (
-            FileEntry("config.json", 24, "0" * 64, "blob", config),
+            FileEntry("config.json", len(config), "0" * 64, "blob", settings),
             FileEntry("model.safetensors", len(b"header of " + " ".join(tensors).encode()) + sum(4 * len(v) for v in tensors.values()),
                       "1" * 64, "weights", header, tuple(tensors)),
         )  # fmt: skip
