@@ -140,5 +140,6 @@ def _pour(fd: int, parts: Iterator[bytes | memoryview], writer: ThreadPoolExecut
             pending.popleft().result()
     finally:
         for future in pending:  # an error left some behind: the descriptor must outlive them
-            future.cancel() or future.exception()
+            if not future.cancel():
+                future.exception()
     return sha256.hexdigest(), size

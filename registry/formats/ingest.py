@@ -88,8 +88,8 @@ def _weights(storing: Storing, file: FoundFile, source: Source, hashing: ThreadP
 
 def _blob(tx: Transaction, file: FoundFile) -> FileEntry:
     with opened(file) as fd:
-        data = bytes(read_exactly(fd, file.size, 0, file.path))
-    return FileEntry(file.path, len(data), hashlib.sha256(data).hexdigest(), "blob", tx.put_blob(data))
+        data = read_exactly(fd, file.size, 0, file.path)
+    return FileEntry(file.path, len(data), hashlib.sha256(data).hexdigest(), "blob", tx.put_blob(memoryview(data)))
 
 
 def _check_bools(entry: Entry, data: bytearray, path: str) -> None:

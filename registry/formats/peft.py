@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,15 +132,15 @@ def _term(module: str, found: dict[str, str], config: Mapping[str, Any], adapter
 
 
 def _check_sides(up: str, down: str, target: str, transposed: bool, adapter: Shapes, base: Shapes) -> None:
-    rows, columns, weight = adapter[up], adapter[down], tuple(base[target])
+    rows, columns, weight = list(adapter[up]), list(adapter[down]), list(base[target])
     fits = len(rows) >= 2 and len(columns) >= 2 and len(rows) == len(columns) and rows[1] == columns[0] > 0 and set(rows[2:]) <= {1}
     if fits and len(rows) == 2:
-        made = (rows[0], columns[1])
+        made = [rows[0], columns[1]]
         fits = weight == (made[::-1] if transposed else made)
     elif fits:  # a convolution: [out, r, 1, 1] after [r, in, k, k]
-        fits = weight == (rows[0], *columns[1:])
+        fits = weight == [rows[0], *columns[1:]]
     if not fits:
-        raise _misfit(f"{up} {list(rows)} x {down}", columns, target, weight)
+        raise _misfit(f"{up} {rows} x {down}", columns, target, weight)
 
 
 def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
@@ -163,7 +163,7 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and abs(value) < 1e9
 
 
-def _misfit(name: str, got: Shape, target: str, want: Shape) -> ShapeMismatch:
+def _misfit(name: str, got: Sequence[int], target: str, want: Sequence[int]) -> ShapeMismatch:
     return ShapeMismatch(
         f"the adapter's {shown(name)} of shape {list(got)} does not fit {shown(target)} of shape {list(want)}",
         hint="import it with the base it was made for",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..delta.dtypes import MEASURED
 from ..ids import Digest
@@ -44,12 +44,16 @@ class Storing:
             self.deltas.append(TensorDelta(entry.name, entry.digest, entry.digest, "ref", info.raw_size, 0))
 
     def _delta(self, entry: TensorEntry, before: TensorEntry | None, data: memoryview) -> TensorDelta:
-        info, moved = self.tx.info(entry.digest), {}
-        if before is not None and (before.dtype, before.shape) == (entry.dtype, entry.shape) and entry.dtype in MEASURED:
-            from .. import delta
-
-            moved = delta.stats(entry.dtype, data, self.tx.repo.objects.tensor_bytes(before.digest))
+        info, moved = self.tx.info(entry.digest), self._moved(entry, before, data)
         return TensorDelta(entry.name, info.base, entry.digest, info.codec, len(data), info.stored_size, **moved)
+
+    def _moved(self, entry: TensorEntry, before: TensorEntry | None, data: memoryview) -> dict[str, Any]:
+        """nnz, l2, rel_l2 and max_abs against the parent's tensor of the same name, type and shape; nothing when there is none."""
+        if before is None or (before.dtype, before.shape) != (entry.dtype, entry.shape) or entry.dtype not in MEASURED:
+            return {}
+        from ..delta import stats
+
+        return stats(entry.dtype, data, self.tx.repo.objects.tensor_bytes(before.digest))
 
 
 class Spool:
@@ -57,7 +61,7 @@ class Spool:
 
     def __init__(self, tx: Transaction) -> None:
         self._objects = tx.repo.objects
-        self._file = tempfile.SpooledTemporaryFile(max_size=SPOOL_MEMORY, dir=tx.repo.path / "tmp")  # noqa: SIM115 - closed by __exit__
+        self._file = tempfile.SpooledTemporaryFile(max_size=SPOOL_MEMORY, dir=str(tx.repo.path / "tmp"))  # noqa: SIM115 - closed by __exit__
         self._places: dict[Digest, tuple[int, int]] = {}
 
     def __enter__(self) -> Spool:

@@ -39,7 +39,7 @@ def to_tensor(dtype: str, shape: tuple[int, ...], data: bytes | bytearray | memo
     if not len(view):
         return torch.empty(shape, dtype=target)
     private = torch.empty(len(view), dtype=torch.uint8)
-    memoryview(private.numpy()).cast("B")[:] = view  # a copy, aligned by torch: the stored bytes may be a read-only mapping
+    private.numpy().data.cast("B")[:] = view  # a copy, aligned by torch: the stored bytes may be a read-only mapping
     return private.view(target).reshape(shape)
 
 
@@ -58,4 +58,4 @@ def from_tensor(tensor: torch.Tensor) -> tuple[str, tuple[int, ...], memoryview]
     shape = tuple(tensor.shape) if word != "F4" else (*tensor.shape[:-1], tensor.shape[-1] * 2)
     plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
     flat = torch.view_as_real(plain).reshape(-1) if plain.is_complex() else plain
-    return word, shape, memoryview(flat.view(torch.uint8).numpy()).cast("B") if flat.numel() else memoryview(b"")
+    return word, shape, flat.view(torch.uint8).numpy().data.cast("B") if flat.numel() else memoryview(b"")

@@ -44,7 +44,7 @@ def walk(directory: Path, *, follow_cache: Path | None = None, limits: Limits = 
     try:
         handle = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as fault:
-        raise InputNotFound(f"{directory} cannot be opened as a directory: {os.strerror(fault.errno)}") from None
+        raise InputNotFound(f"{directory} cannot be opened as a directory: {os.strerror(fault.errno or 0)}") from None
     _descend(handle, "", _Walk(root, cache, limits, found, skipped))
     return sorted(found, key=lambda file: file.path), sorted(skipped)
 
@@ -73,7 +73,7 @@ def opened(file: FoundFile) -> Iterator[int]:
             handle = inner
         fd = os.open(name, _OPEN, dir_fd=handle)
     except OSError as fault:
-        cause = "goes through a symbolic link" if fault.errno in {errno.ELOOP, errno.ENOTDIR} else os.strerror(fault.errno)
+        cause = "goes through a symbolic link" if fault.errno in {errno.ELOOP, errno.ENOTDIR} else os.strerror(fault.errno or 0)
         raise BadInputFile(f"{file.path} cannot be read: {cause}", path=file.path) from None
     finally:
         os.close(handle)
