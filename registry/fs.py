@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import shutil
 import signal
 import sys
@@ -157,7 +156,7 @@ def replace_text(path: Path, text: str, *, durable: bool = True) -> None:
 
     `durable=False` leaves out the syncs, for what is derived and checked when read: a power cut may then leave anything.
     """
-    fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    fresh = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
     try:
         write_new(fresh, text.encode(), durable=durable)
         rename(fresh, path)

@@ -101,35 +101,33 @@ class Locks:
         path, process = self.directory / name, _process
         holdings = process.holdings()
         if path in holdings:
-            with self._again(holdings[path], name, exclusive):
+            if exclusive and not holdings[path].exclusive:
+                raise RuntimeError(f"lock {name!r} is held shared by this thread and cannot become exclusive")
+            holdings[path].depth += 1
+        else:
+            self._check_order(name, holdings)
+            fd = self._acquire(name, exclusive, time.monotonic() + timeout, timeout)
+            if fd is None:  # a registry that cannot be written has no writers to keep out
                 yield
-            return
-        self._check_order(name, holdings)
-        fd = self._acquire(name, exclusive, time.monotonic() + timeout, timeout)
-        if fd is None:  # a registry that cannot be written has no writers to keep out
-            yield
-            return
-        holdings[path] = _Holding(fd, exclusive)
+                return
+            holdings[path] = _Holding(fd, exclusive)
         try:
             yield
         finally:
             if process is _process:  # else we are a fork's child, and the descriptor is closed
-                del holdings[path]
-                if exclusive:
-                    _sign(fd, "")
-                _unlock(fd)
-                if exclusive:
-                    process.mutex(path).release()
+                self._leave(path, holdings)
 
-    @contextlib.contextmanager
-    def _again(self, holding: _Holding, name: str, exclusive: bool) -> Iterator[None]:
-        if exclusive and not holding.exclusive:
-            raise RuntimeError(f"lock {name!r} is held shared by this thread and cannot become exclusive")
-        holding.depth += 1
-        try:
-            yield
-        finally:
-            holding.depth -= 1
+    def _leave(self, path: Path, holdings: dict[Path, _Holding]) -> None:
+        holding = holdings[path]
+        holding.depth -= 1
+        if holding.depth:
+            return
+        del holdings[path]
+        if holding.exclusive:
+            _sign(holding.fd, "")
+        _unlock(holding.fd)
+        if holding.exclusive:
+            _process.mutex(path).release()
 
     def _check_order(self, name: str, holdings: dict[Path, _Holding]) -> None:
         mine = [path.name for path in holdings if path.parent == self.directory]

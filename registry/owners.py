@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import socket
 import sys
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -71,8 +70,8 @@ def _host() -> str:
     for place in ("/etc/machine-id", "/var/lib/dbus/machine-id"):
         text = _read(place)
         if text:
-            return f"{socket.gethostname()}-{text[:8]}"
-    return socket.gethostname()
+            return f"{os.uname().nodename}-{text[:8]}"
+    return os.uname().nodename
 
 
 @functools.cache

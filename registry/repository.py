@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,13 +16,13 @@ from . import fs, revs
 from .errors import CorruptRecord, HashMismatch, MissingObject, NotFound, UsageError
 from .ids import CommitId, Digest, SnapshotId, record_digest
 from .journal import Journal, utc_now
-from .locks import Locks
 from .records import Commit, Evaluation, Json, RefUpdate, Snapshot
 from .refs import RefStore, check_name
 
 if TYPE_CHECKING:
     from .catalog import Catalog
     from .journal import JournalRecord
+    from .locks import Locks
     from .objects.store import ObjectStore
     from .transaction import Transaction
     from .view import ModelView
@@ -67,7 +66,6 @@ class Repository:
         self.path = Path(path)
         self.root = self.path.parent
         self.warnings: list[str] = []
-        self.locks = Locks(self.path / "locks")
         self.journal = Journal(self.path / "journal")
         self.refs = RefStore(self.path / "refs", self.journal)
         self.commits_dir = self.path / "objects" / "commits"
@@ -86,7 +84,7 @@ class Repository:
             raise AlreadyARegistry(f"{directory} already holds a registry", hint=f"mlc -R {directory} status")
         with fs.faults_in_words(directory):
             _make_room(directory)
-            fresh = directory / f".mlc.{secrets.token_hex(4)}.tmp"
+            fresh = directory / f".mlc.{os.urandom(4).hex()}.tmp"
             try:
                 _furnish(fresh, default_branch)
                 os.rename(fresh, place)
@@ -117,6 +115,13 @@ class Repository:
             if (directory / ".mlc" / "format").is_file():
                 return cls.open(directory)
         raise RegistryNotFound(f"no registry in {start} or above it", hint="mlc init, or name one with -R DIR")
+
+    @functools.cached_property
+    def locks(self) -> Locks:
+        """The locks between processes."""
+        from .locks import Locks
+
+        return Locks(self.path / "locks")
 
     @functools.cached_property
     def objects(self) -> ObjectStore:
@@ -285,7 +290,7 @@ def _furnish(place: Path, default_branch: str) -> None:
     fs.write_new(place / "HEAD", f"{default_branch}\n".encode())
     repo = Repository(place)
     repo.journal.create()
-    repo.journal.append({"kind": "init"}, txid=secrets.token_hex(16), author="mlc", time=utc_now())
+    repo.journal.append({"kind": "init"}, txid=os.urandom(16).hex(), author="mlc", time=utc_now())
     repo.journal.seal()
     repo.refs.mirror()
     for folder in ("objects", "refs", "."):

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import re
-import secrets
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
@@ -32,7 +32,7 @@ _TXID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 def new_txid() -> str:
     """A fresh transaction id: 32 hex digits."""
-    return secrets.token_hex(16)
+    return os.urandom(16).hex()
 
 
 class Transaction:
@@ -243,7 +243,7 @@ class Transaction:
             with contextlib.suppress(HashMismatch):
                 self.repo.commit_bytes(commit.id)
                 return
-            fs.rename(target, self.repo.path / "quarantine" / f"{target.name}.{secrets.token_hex(4)}")
+            fs.rename(target, self.repo.path / "quarantine" / f"{target.name}.{os.urandom(4).hex()}")
         fresh = self._tmp / target.name
         fs.write_new(fresh, commit.encode())
         fs.rename(fresh, target)

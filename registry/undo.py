@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from .errors import NotFound
 from .journal import JournalRecord
 from .records import RefUpdate
+from .transaction import warned
 
 if TYPE_CHECKING:
     from .repository import Repository
@@ -81,5 +82,6 @@ def _keep_head_valid(repo: Repository, updates: list[RefUpdate]) -> None:
         return
     was = next((u.old for u in updates if u.name == f"heads/{head}"), None)
     target = next((name for name, commit in branches.items() if commit == was), next(iter(branches)))
-    repo.set_head(target)
+    with warned(repo, "the current branch"):
+        repo.set_head(target)
     repo.warnings.append(f"branch {head!r} is gone; the current branch is now {target!r}")

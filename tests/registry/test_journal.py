@@ -122,6 +122,24 @@ def test_segments_rotate_and_every_way_of_reading_crosses_them(tmp_path: Path, m
     assert journal.verify()[0] == 20
 
 
+def test_a_writer_that_died_while_it_began_a_segment_left_nothing_in_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(journal_module, "SEGMENT_BYTES", 300)
+    journal = Journal(tmp_path / "journal")
+    journal.create()
+    write(journal, "a", "b")
+    assert journal.segments() == [1]
+    (journal.directory / "00000002.log").touch()  # made, and then it died
+    assert kinds(journal) == ["a", "b"]
+    write(journal, "c", seal=False)
+    with (journal.directory / "00000002.log").open("ab") as file:
+        file.write(b"torn")
+    again = Journal(journal.directory)
+    assert kinds(again) == ["a", "b", "c"]
+    again.recover()
+    write(again, "d")
+    assert again.verify()[0] == 4
+
+
 def test_a_transaction_is_found_by_its_id_and_kind(journal: Journal):
     assert journal.find("tx-c").seq == 3
     assert journal.find("tx-c", "c").seq == 3
