@@ -42,11 +42,7 @@ def find_suite(request: Request, word: Path | str) -> Suite:
 
 
 def gate_rev(repo: Repository, rev: str | None, *, against: str | None = None, **how: Unpack[How]) -> Verdict:
-    """What the rules in force say of `rev` (HEAD) as the successor of `against` (its first parent). Moves nothing.
-
-    Norms of the weight change are known only beside the first parent, from what was recorded then; beside another
-    version the rules that ask for them are skipped.
-    """
+    """What the rules in force say of `rev` (HEAD) as the successor of `against` (its first parent). Moves nothing."""
     court = Court.open(repo, Request.of(repo, **how))
     commit_id = repo.resolve(rev)
     commit = repo.commit(commit_id)

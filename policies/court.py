@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 from ..ops.evaluate.suite import Suite
-from ..registry.errors import BadRecipe, NotFound
+from ..registry.errors import BadRecipe, Incompatible, NotFound
 from ..registry.ids import CommitId, SnapshotId
 from ..registry.records import InputRecord, Json, Snapshot, TensorDelta, Verdict
 from .facts import PARENT, Facts, QueryResult
@@ -21,10 +21,11 @@ from .measure import Bench, Gathered, gather, load_suites
 from .outcome import Request
 from .rules.load import load_policy
 from .rules.rule import Rule
-from .weights import delta_facts
+from .weights import delta_facts, with_distances
 
 if TYPE_CHECKING:
     from ..registry.repository import Repository
+    from ..registry.view import ModelView
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,7 @@ class Court:
             params=case.params,
             expects=case.expects,
             check=case.check,
-            delta=delta_facts(self.repo.snapshot(snapshots[PARENT]), case.snapshot, case.deltas),
+            delta=self._moved(snapshots[PARENT], case),
             suites=gathered.suites,
             missing=self.missing,
         )
@@ -101,6 +102,14 @@ class Court:
     def baseline(self, snapshot: SnapshotId) -> Gathered:
         """Measure one version that has nothing to be compared with."""
         return gather(Bench(self.repo, self.request), self.suites, snapshot, {})
+
+    def _moved(self, before: SnapshotId, case: Case) -> dict[str, float | None]:
+        """How far the weights moved; read from them only when a rule asks and nothing recorded answers."""
+        old, new = (_view(self.repo, snapshot) for snapshot in (before, case.snapshot.id))
+        facts = delta_facts(old, new, case.deltas)
+        if all(rule.key in facts for rule in self.rules if rule.room == "delta"):
+            return facts
+        return delta_facts(old, new, with_distances(old, new, case.deltas))
 
     def _queries(self, case: Case, before: SnapshotId) -> dict[str, QueryResult]:
         from ..registry.catalog.console import console
@@ -117,6 +126,16 @@ class Court:
 def filled(sql: str, names: Mapping[str, str]) -> str:
     """A rule's query with $snapshot, $parent, $parent_snapshot and $branch as text; ids and branch names need no escaping."""
     return re.sub(r"\$(\w+)", lambda found: f"'{names[found[1]]}'" if found[1] in names else found[0], sql)
+
+
+def _view(repo: Repository, snapshot: SnapshotId) -> ModelView:
+    """A version as it acts: an adapter merged into its base, or by itself where it cannot be merged."""
+    from ..registry.view import ModelView
+
+    try:
+        return repo.view(snapshot)
+    except Incompatible:
+        return ModelView(repo.objects, repo.snapshot(snapshot), snapshot)
 
 
 def _others(repo: Repository, rules: list[Rule]) -> tuple[dict[str, CommitId], dict[str, str]]:

@@ -99,6 +99,8 @@ def _demand(rule: Rule) -> str:
 def outcome_sentence(rule: Rule, suite: str | None, reading: Reading, ok: bool, p: float | None) -> str:
     """What was found, beside what was allowed."""
     what = subject(rule, suite)
+    if reading.got is None and reading.before is not None and reading.after is not None:
+        return f"{what} has no ratio: it was {value_of(rule, reading.before)} before"
     if reading.got is None:
         return f"{what} is not a finite number"
     if rule.drop_max is not None:

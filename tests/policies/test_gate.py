@@ -146,6 +146,12 @@ def test_a_parent_without_a_finite_number_cannot_be_compared_with():
     assert "was not a finite number before" in outcome.sentence
 
 
+def test_a_ratio_to_a_negative_number_means_nothing_and_is_said():
+    found = SuiteFacts("facts", "cloze", 9, {"logprob": -3.0}, 0.0, {"parent": Comparison({"logprob": -4.0})})
+    outcome = only('metric = "suite.*.logprob"\nratio_max = 1.2', Facts("update", suites=(found,)))
+    assert (outcome.outcome, outcome.sentence) == ("fail", "logprob of facts has no ratio: it was -4 before")
+
+
 # --- what is judged --------------------------------------------------------------------------------------
 
 

@@ -207,6 +207,16 @@ def test_an_adapter_is_a_gated_child_of_its_base_and_seen_merged(repo, root, ada
         lifecycle.import_model(repo, adapter, adapter_of=root, author="a")
 
 
+def test_a_weight_budget_holds_for_an_adapter_as_it_acts_on_its_base(repo, root, adapter, rules):
+    rules('[[rule]]\nid = "budget"\nmetric = "delta.max_abs"\nmax = 0.01')
+    with pytest.raises(GateRefused, match="the largest change of a weight is 0.02, over 0.01"):
+        lifecycle.import_model(repo, adapter, adapter_of="main", branch="lora", author="a")
+    rules('[[rule]]\nid = "budget"\nmetric = "delta.max_abs"\nmax = 0.03')
+    lifecycle.import_model(repo, adapter, adapter_of="main", branch="lora", author="a")
+    verdict = lifecycle.gate_rev(repo, "lora", author="a")
+    assert verdict.rules[0].got == pytest.approx(0.02, abs=1e-5)
+
+
 def test_a_whole_model_made_from_an_adapter_holds_what_the_adapter_had_merged_in(repo, root, adapter):
     lifecycle.import_model(repo, adapter, adapter_of="main", branch="lora", author="a")
     seen = repo.view(repo.resolve("lora"))

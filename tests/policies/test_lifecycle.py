@@ -81,7 +81,7 @@ def test_progress_is_passed_on(repo, root):
     class Telling(Scale):
         def apply(self, view, run):
             run.progress("scale", 1, 2, loss=0.5)
-            yield from super(Telling, self).apply(view, run)
+            yield from super().apply(view, run)
 
     lifecycle.run(repo, Telling(factor=1.01), author="a", progress=lambda *told, **values: seen.append((*told, values)))
     assert seen == [("scale", 1, 2, {"loss": 0.5})]
@@ -212,7 +212,7 @@ def test_two_writers_at_once_one_wins_and_the_other_is_told_how_to_keep_its_work
         def check(self, before, after, run):
             inner = lifecycle.run(repo, Scale(factor=1.02), author="b")
             assert inner.ref_moved
-            return super(Slow, self).check(before, after, run)
+            return super().check(before, after, run)
 
     with pytest.raises(RefMoved) as caught:
         lifecycle.run(repo, Slow(factor=1.01), author="a")
