@@ -265,5 +265,6 @@ def _after(repo: Any, state: State) -> Iterator[JournalRecord]:
 
 
 def _warn(repo: Any, state: State) -> None:
-    if state.unreadable:
-        repo.warnings.append(f"{state.unreadable} objects could not be read when the catalog was built: rows are missing; see mlc fsck")
+    sentence = f"{state.unreadable} objects could not be read when the catalog was built: rows are missing; see mlc fsck"
+    if state.unreadable and sentence not in repo.warnings:
+        repo.warnings.append(sentence)

@@ -148,4 +148,4 @@ class InspectingSource(RepositorySource):
         if info is None:
             self._notes.fault(1, "object", digest, f"{what} of {owner} is not in the registry")
         elif info.kind != "blob" or info.raw_size != size:
-            self._notes.fault(1, kind, owner, f"{what} should have {size} bytes and is stored with {info.raw_size}")
+            self._notes.fault(1, kind, owner, f"{what} of {owner} should have {size} bytes and is stored with {info.raw_size}")

@@ -91,6 +91,11 @@ def test_a_tensor_listed_but_not_changed_leaves_no_row(history):
     assert [row.tensor for row in queries.commit_deltas(history, b)] == ["w"]
 
 
+def test_a_list_that_speaks_of_another_tensor_is_not_believed(history):
+    a = history.commit(tensors={"w": "1"}, deltas=[delta("w", 2)])
+    assert [(row.target, row.codec, row.bytes) for row in queries.commit_deltas(history, a)] == [(digest("w", 1), "ref", 0)]
+
+
 def test_the_tensors_view_spells_out_every_snapshot_in_its_order(history):
     names = grown(history)
     for commit, content in {"m": {"b": 1, "new": 1, "w": 4}, "back": {"b": 1, "w": 1}, "r": {"b": 9, "w": 9}}.items():
