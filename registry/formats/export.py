@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 from .. import fs
 from ..errors import BadParameter, CorruptRecord, HashMismatch
+from ..ids import Digest
 from ..records import Snapshot
 from .layouts import Layout, OutFile, as_imported, relayout
 from .names import bad_path, shown
@@ -95,7 +96,7 @@ def _write_all(objects: ObjectStore, snapshot: Snapshot, out: list[OutFile], fre
         return [_write_file(objects, digests, file, fresh, writer) for file in sorted(out, key=lambda file: file.path)]
 
 
-def _write_file(objects: ObjectStore, digests: dict, file: OutFile, fresh: Path, writer: ThreadPoolExecutor) -> ExportedFile:
+def _write_file(objects: ObjectStore, digests: dict[str, Digest], file: OutFile, fresh: Path, writer: ThreadPoolExecutor) -> ExportedFile:
     if fault := bad_path(file.path):
         raise CorruptRecord(f"the snapshot has a file {shown(file.path)} whose name {fault}", hint="mlc fsck")
     path = fresh / file.path
@@ -107,18 +108,25 @@ def _write_file(objects: ObjectStore, digests: dict, file: OutFile, fresh: Path,
         finally:
             os.close(fd)
     if file.sha256 not in (None, sha256):
+        for name in file.tensors:
+            objects.tensor_bytes(digests[name])  # raises for the tensor that is damaged, by name
         raise HashMismatch(
             f"{file.path} would not be the file that was recorded: its SHA-256 is {sha256}", hint="mlc fsck --level 3", path=file.path
         )
     return ExportedFile(file.path, size, sha256)
 
 
-def _parts(objects: ObjectStore, digests: dict, file: OutFile) -> Iterator[bytes | memoryview]:
+def _parts(objects: ObjectStore, digests: dict[str, Digest], file: OutFile) -> Iterator[bytes | memoryview]:
     yield file.head if isinstance(file.head, bytes) else objects.blob(file.head)
     for name in file.tensors:
         if name not in digests:
             raise CorruptRecord(f"{file.path} lists tensor {shown(name)}, which the snapshot does not have", hint="mlc fsck")
-        yield objects.tensor_bytes(digests[name])  # decoded and verified here, while the one before is hashed and written there
+        yield _tensor(objects, digests[name], proven=file.sha256 is not None)  # decoded while the one before is hashed and written
+
+
+def _tensor(objects: ObjectStore, digest: Digest, *, proven: bool) -> memoryview:
+    """The bytes of a tensor; `proven` says that the SHA-256 of its file will cover them, which makes a second hash here superfluous."""
+    return objects.tensor_range(digest, 0, objects.info(digest).raw_size) if proven else objects.tensor_bytes(digest)
 
 
 def _pour(fd: int, parts: Iterator[bytes | memoryview], writer: ThreadPoolExecutor) -> tuple[str, int]:

@@ -91,16 +91,23 @@ def test_a_file_that_would_differ_from_its_record_is_an_error_and_leaves_nothing
     assert leftovers(tmp_path) == []
 
 
-def test_a_damaged_pack_is_an_error_and_leaves_nothing(repo, model: Path, tmp_path: Path):
-    snapshot = store(repo, model)
+def damage(repo, snapshot: Snapshot) -> str:
+    """Flip one bit of the first tensor's stored bytes; returns its digest."""
     (pack,) = repo.path.glob("objects/pack-*.pack")
     info = repo.objects.info(snapshot.tensors[0].digest)
     data = bytearray(pack.read_bytes())
-    data[info.offset] ^= 1
+    data[info.offset + info.stored_size - 1] ^= 1
     os.chmod(pack, 0o600)
     pack.write_bytes(data)
-    with pytest.raises(MlcError) as caught:
-        export(type(repo).open(repo.path), snapshot, tmp_path / "out")
+    return info.digest
+
+
+@pytest.mark.parametrize("layout", ["hf", "single", "shards"])
+def test_a_damaged_tensor_is_an_error_that_names_it_and_leaves_nothing(layout, repo, model: Path, tmp_path: Path):
+    snapshot = store(repo, model)
+    digest = damage(repo, snapshot)
+    with pytest.raises(MlcError, match=digest) as caught:
+        export(type(repo).open(repo.path), snapshot, tmp_path / "out", layout=layout, max_shard_size=300)
     assert caught.value.exit_code == 7
     assert leftovers(tmp_path) == []
 
