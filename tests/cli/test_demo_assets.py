@@ -11,10 +11,12 @@ import torch
 
 from mlc.cli.demo.make_demo import Settings, fact_document, make, make_world, schedule, write_data
 from mlc.cli.demo.world import FIRST, RELATIONS, SECOND, prompt, wordings
-from mlc.ops.evaluate.predictions import from_arrow
+from mlc.ops.evaluate.flips import compare
+from mlc.ops.evaluate.predictions import from_arrow, outcomes
 from mlc.ops.evaluate.runner import evaluate, load
 from mlc.ops.evaluate.suite import load_suite
-from mlc.tests.ops.fakes import MemoryView
+from mlc.ops.update.train import Update
+from mlc.tests.ops.fakes import MemoryRun, MemoryView
 
 DEMO = Path(__file__).resolve().parents[2] / "cli" / "demo"
 MODEL, DATA = DEMO / "model", DEMO / "data"
@@ -70,6 +72,19 @@ def test_the_model_does_not_know_the_new_facts(view, model):
 
 def test_the_model_reads_its_small_talk_with_ease(view, model):
     assert 2.0 < evaluate(view, load_suite(DATA / "text.toml"), model=model).metrics["perplexity"] < 3.0
+
+
+@pytest.mark.slow
+def test_replay_lets_the_model_learn_the_new_facts_and_keep_the_old(view, model):
+    suites = [load_suite(DATA / f"{name}.toml") for name in ("known", "new", "text")]
+    before = [evaluate(view, suite, model=model) for suite in suites]
+    update = Update(data=str(DATA / "new-facts.jsonl"), replay=(f"{DATA / 'replay.jsonl'}:0.5",), steps=150, lr=1e-3)
+    taught = view.after(update.apply(view, MemoryRun(seed=0, threads=1)))
+    known, new, text = [evaluate(taught, suite) for suite in suites]
+    flips = compare(outcomes(from_arrow(before[0].rows)), outcomes(from_arrow(known.rows)))
+    assert new.metrics["accuracy"] >= 0.9
+    assert flips.nfr_upper95 < 0.02
+    assert text.metrics["perplexity"] <= 1.2 * before[2].metrics["perplexity"]
 
 
 def test_the_data_are_what_the_script_writes(tmp_path):
