@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -83,10 +84,9 @@ def _render(session: Session, rows: list[Any], metrics: list[str], whole: list[A
     names = names_of(repo.head(), branches, repo.tags(), repo.aliases())
     lanes = None
     if whole is not None:
-        import sys
-
         from ..render.lanes import lanes_of
 
         lanes = lanes_of(whole, {row.seq for row in rows}, set(branches.values()), sys.stdout.encoding)
-    for line in log_lines(rows, names, metrics, session.paint, lanes=lanes):
+    columns = session.width if sys.stdout.isatty() else None
+    for line in log_lines(rows, names, metrics, session.paint, lanes=lanes, columns=columns):
         session.line(line)

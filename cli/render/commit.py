@@ -10,6 +10,7 @@ from . import text
 from .style import Paint
 from .verdict import verdict_lines
 
+PRIMARY = ("accuracy", "perplexity")
 Metrics = Mapping[str, Mapping[str, float | None]]
 
 
@@ -46,9 +47,14 @@ def metric_lines(metrics: Metrics, paint: Paint, before: Metrics | None = None) 
         return f"{name} {text.number(now)}" + (paint.dim(f" (was {text.number(was)})") if was != now else "")
 
     return [
-        f"{paint.cyan(suite.ljust(width))}  " + "  ".join(value(suite, name, now) for name, now in values.items())
+        f"{paint.cyan(suite.ljust(width))}  " + "  ".join(value(suite, name, values[name]) for name in sorted(values, key=_rank))
         for suite, values in metrics.items()
     ]
+
+
+def _rank(metric: str) -> tuple[int, str]:
+    """The metric that decides comes first."""
+    return (PRIMARY.index(metric) if metric in PRIMARY else len(PRIMARY), metric)
 
 
 def show_lines(commit: dict[str, Any], refs: list[str], paint: Paint) -> list[str]:
