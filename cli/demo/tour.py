@@ -20,7 +20,7 @@ from ...registry.errors import CheckFailed
 from ...registry.repository import Repository
 from ..context import Session
 
-TRAINING = ("--steps", "120", "--seed", "0")
+TRAINING = ("--steps", "150", "--lr", "1e-3", "--seed", "0")
 
 
 class Tour:
