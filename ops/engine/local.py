@@ -42,6 +42,11 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def placed(module: nn.Module) -> nn.Module:
+    """The module, moved to where this engine computes."""
+    return module.to(device())
+
+
 def autocast(precision: str, where: torch.device) -> AbstractContextManager[Any]:
     """bf16 autocast, or nothing for fp32. Parameters and moments stay fp32 either way."""
     return torch.autocast(where.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
@@ -53,7 +58,7 @@ class LocalEngine:
     def train(self, module: nn.Module, rows: Mixture, settings: TrainSettings, run: Run, *, objective: Objective) -> Outcome:
         """Train in place; see `Engine`."""
         where = device()
-        module.to(where)
+        placed(module)
         with threads(settings.threads), torch.random.fork_rng(devices=[where.index or 0] if where.type == "cuda" else []):
             torch.manual_seed(settings.seed)
             return _Loop(module, rows, settings, run, objective, where).run_all()

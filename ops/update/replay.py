@@ -35,10 +35,10 @@ def sampled_rows(view: ModelView, run: Run, *, count: int, length: int, first: i
 
 
 def _sample_view(view: ModelView, run: Run, count: int, length: int, first: int) -> Tensor:
-    from ..engine.local import device, threads
+    from ..engine.local import device, placed, threads
     from ..models import load_model
 
-    module = load_model(view, dtype=torch.float32).to(device())
+    module = placed(load_model(view, dtype=torch.float32))
     parts = []
     with threads(run.threads):
         generator = torch.Generator(device=device()).manual_seed(run.seed)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ...registry.errors import Incompatible
 from ..base import Change, Check, Run
 from ..engine import LocalEngine, Objective, TrainSettings
-from ..engine.local import device, language_loss, mean_loss, threads
+from ..engine.local import language_loss, mean_loss, placed, threads
 from ..models import load_model, read_config
 from .expand import Expand, check_old_tensors, origin_table
 from .full import Full
@@ -30,7 +30,10 @@ if TYPE_CHECKING:
 class Method(Protocol):
     """What is trained and what becomes of it."""
 
-    module: nn.Module
+    @property
+    def module(self) -> nn.Module:
+        """The module whose parameters with gradients are trained."""
+        ...
 
     def changes(self) -> Iterator[Change]:
         """The trained tensors as changes, one at a time."""
@@ -63,7 +66,7 @@ def _objective(op: Update, view: ModelView) -> Objective:
     own = next((n for n, r in enumerate(op.replays, start=1) if r.path is None), None)
     if own is None:
         return language_loss
-    return SelfDistilled(load_model(view, dtype=torch.float32).to(device()), own)
+    return SelfDistilled(placed(load_model(view, dtype=torch.float32)), own)
 
 
 def require_language_model(view: ModelView) -> None:
@@ -109,30 +112,41 @@ def _facts(op: Update, s: TrainSettings, rows: Prepared, outcome: Any, module: n
 
 
 def check(op: Update, before: ModelView, after: ModelView, run: Run) -> Check:
-    """Passed when the loss on the held-out part fell."""
+    """Passed when the loss on the held-out part fell. Values: losses in nats and perplexities, before and after; None if no number."""
     rows = prepare(op, before, run)
     with threads(run.threads):
-        was = _losses(before, rows)
-        now = _losses(after, rows)
+        was, now = _losses(before, rows), _losses(after, rows)
     values: dict[str, Any] = {
         "measured_on": "held-out rows" if rows.spared else "training rows",
         "rows": len(rows.held),
         "loss_before": was["data"],
         "loss_after": now["data"],
-        "perplexity_before": math.exp(was["data"]),
-        "perplexity_after": math.exp(now["data"]),
+        "perplexity_before": _perplexity(was["data"]),
+        "perplexity_after": _perplexity(now["data"]),
     }
     if rows.old:
         values["replay"] = {k: {"loss_before": was[f"old {k}"], "loss_after": now[f"old {k}"]} for k in rows.old}
     if op.expand:
         values["expansion"] = check_old_tensors(before, after, origin_table(op, before, run, rows.held))
-    if now["data"] < was["data"]:
+    if was["data"] is not None and now["data"] is not None and now["data"] < was["data"]:
         return Check(True, values)
-    reason = f"the loss on the {values['measured_on']} did not fall ({was['data']:.3f} before, {now['data']:.3f} after)"
+    reason = f"the loss on the {values['measured_on']} did not fall ({_said(was['data'])} before, {_said(now['data'])} after)"
     return Check(False, values, reason, "try a smaller --lr or fewer --steps; `--holdout 0` measures what was trained on")
 
 
-def _losses(view: ModelView, rows: Prepared) -> dict[str, float]:
-    module = load_model(view, dtype=torch.float32)
+def _losses(view: ModelView, rows: Prepared) -> dict[str, float | None]:
+    module = placed(load_model(view, dtype=torch.float32))
     parts: dict[str, Tensor] = {"data": rows.held, **{f"old {k}": v for k, v in rows.old.items()}}
-    return {name: round(mean_loss(module, part), 6) for name, part in parts.items()}
+    return {name: _number(mean_loss(module, part)) for name, part in parts.items()}
+
+
+def _said(loss: float | None) -> str:
+    return "not a number" if loss is None else f"{loss:.3f}"
+
+
+def _number(loss: float) -> float | None:
+    return round(loss, 6) if math.isfinite(loss) else None
+
+
+def _perplexity(loss: float | None) -> float | None:
+    return math.exp(loss) if loss is not None and loss < 700 else None  # beyond that e^loss is no double

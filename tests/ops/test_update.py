@@ -231,6 +231,15 @@ def test_a_check_that_measures_no_gain_fails_with_both_numbers(llama, text):
     assert check.hint is not None
 
 
+def test_a_model_that_computes_no_numbers_fails_the_check_and_can_be_recorded(llama, text):
+    broken = llama.after([SetTensor("model.norm.weight", torch.full((16,), math.nan))])
+    check = update(text).check(llama, broken, MemoryRun())
+    assert not check.passed
+    assert "not a number after" in check.reason
+    assert check.values["loss_after"] is None
+    assert check.values["perplexity_after"] is None
+
+
 def test_without_a_held_out_part_training_rows_are_measured_and_that_is_said(llama, text, tmp_path):
     op = update(text, holdout=0.0)
     assert op.check(llama, llama, MemoryRun()).values["measured_on"] == "training rows"
