@@ -45,11 +45,10 @@ def failures(verdict: Verdict) -> tuple[RuleOutcome, ...]:
 
 def summary(verdict: Verdict) -> str:
     """Why a verdict refuses, in one sentence: the first failed rule, and how many more."""
-    failed = failures(verdict)
-    if not failed:
+    first, *rest = failures(verdict) or (None,)
+    if first is None:
         return "no rule was broken"
-    more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
-    return f"rule {failed[0].rule}: {failed[0].sentence}{more}"
+    return f"rule {first.rule}: {first.sentence}" + (f" (and {len(rest)} more)" if rest else "")
 
 
 # --- one rule --------------------------------------------------------------------------------------------
@@ -130,7 +129,8 @@ def _p_values(rule: Rule, readings: list[tuple[Subject, Reading]]) -> dict[str, 
 
 def _judged(rule: Rule, subject: Subject, reading: Reading, p: float | None) -> RuleOutcome:
     if reading.n is not None and reading.n < rule.min_examples and reading.got is not None and not _convicted(rule, reading):
-        result: Result = {"block": _failed(rule), "warn": "warn", "pass": "pass"}[rule.on_few]
+        few: dict[str, Result] = {"block": _failed(rule), "warn": "warn", "pass": "pass"}
+        result = few[rule.on_few]
         return _outcome(rule, subject.label, result, reading.got, p, reading.n, words.few_sentence(rule, subject.label, reading.n))
     ok = _within(rule, reading.got, p)
     sentence = words.outcome_sentence(rule, subject.label, reading, ok, p)

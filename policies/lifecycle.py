@@ -14,7 +14,7 @@ from dataclasses import asdict
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Unpack
 
-from ..ops.base import Change, Check, Operation, Plan, SetFile
+from ..ops.base import Change, Check, Operation, Plan, SetFile, SetTensor
 from ..registry.errors import BadParameter, CheckFailed, Incompatible, Interrupted, NotFound, RefMoved, StalePlan, UsageError
 from ..registry.formats import directory
 from ..registry.ids import CommitId, short
@@ -175,12 +175,10 @@ def _applied(
     """Let the operation speak and store what it says; sealed, so that the result can be read."""
     changes = _within(op, plan, op.apply(before, active)) if plan is not None else op.apply(before, active)
     if op.output_kind() == "adapter":
-        tensors, files, deltas = {}, {}, []
-        for change in changes:
-            if isinstance(change, SetFile):
-                files[change.path] = change.data
-            else:
-                tensors[change.name] = change.data
+        deltas: list[TensorDelta] = []
+        told = list(changes)
+        tensors = {change.name: change.data for change in told if isinstance(change, SetTensor)}
+        files = {change.path: change.data for change in told if isinstance(change, SetFile) and change.data is not None}
         snapshot = directory.build_adapter(tx, before.snapshot_id, tensors, files, deltas=deltas)
     else:
         base, changes = merged_first(before, changes)

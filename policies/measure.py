@@ -173,7 +173,7 @@ def _compared(bench: Bench, suite: Suite, before: Measured, after: Measured) -> 
 
 
 def _unanswered(suite: Suite, before: Mapping[str, Measured]) -> SuiteFacts:
-    metrics = {name: None for measured in before.values() for name in measured.metrics}
+    metrics: dict[str, float | None] = {name: None for measured in before.values() for name in measured.metrics}
     against = {label: Comparison(measured.metrics) for label, measured in before.items()}
     return SuiteFacts(suite.name, suite.kind, 0, metrics, chance(suite), against)
 

@@ -116,7 +116,7 @@ class Runs:
         lock = os.open(place / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
             _take(lock, info.id)
-            yield ActiveRun(info, place, ArtifactStore(self.repo))
+            yield ActiveRun(info, place, ArtifactStore(self.repo), info.id, info.seed, _threads(), place / "scratch")
         finally:
             os.close(lock)
 
@@ -145,33 +145,15 @@ class ActiveRun:
     info: RunInfo
     place: Path
     store: ArtifactStore
+    id: str
+    seed: int
+    threads: int
+    scratch: Path
     listener: Progress | None = None
     notes: list[str] = field(default_factory=list)
     facts: dict[str, Json] = field(default_factory=dict)
     inputs: list[InputRecord] = field(default_factory=list)
     artifacts: list[ArtifactRecord] = field(default_factory=list)
-
-    @property
-    def id(self) -> str:
-        """The run's name."""
-        return self.info.id
-
-    @property
-    def seed(self) -> int:
-        """The seed of everything random."""
-        return self.info.seed
-
-    @property
-    def scratch(self) -> Path:
-        """A private directory, kept for resuming."""
-        return self.place / "scratch"
-
-    @property
-    def threads(self) -> int:
-        """How many threads torch uses here; part of what makes a run repeatable."""
-        import torch
-
-        return torch.get_num_threads()
 
     def progress(self, phase: str, done: int, total: int, **values: float) -> None:
         """Pass live progress on."""
@@ -234,6 +216,13 @@ class ActiveRun:
     def finish(self) -> None:
         """The run is over: nothing of it is needed any more."""
         fs.remove_tree(self.place)
+
+
+def _threads() -> int:
+    """How many threads torch uses here: part of what makes a run repeatable."""
+    import torch
+
+    return torch.get_num_threads()
 
 
 def _new_id() -> str:

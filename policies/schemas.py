@@ -25,17 +25,17 @@ class Table(BaseModel):
 class RegistryTable(Table):
     """`[registry]`"""
 
-    default_branch: str = Field("main", pattern=BRANCH)
+    default_branch: str = Field(default="main", pattern=BRANCH)
     link: Literal["auto", "copy", "hardlink", "reflink"] = "auto"
-    cache_bytes: int = Field(1 << 30, ge=0)
+    cache_bytes: int = Field(default=1 << 30, ge=0)
 
 
 class EvalTable(Table):
     """`[eval]`"""
 
     suites: list[str] = []
-    seeds: list[int] = Field([0], min_length=1)
-    batch_tokens: int = Field(8192, ge=1)
+    seeds: list[int] = Field(default=[0], min_length=1)
+    batch_tokens: int = Field(default=8192, ge=1)
 
 
 class PolicyTable(Table):
@@ -55,9 +55,9 @@ class RemoteTable(Table):
 class SettingsFile(Table):
     """The whole of mlc.toml."""
 
-    registry: RegistryTable = RegistryTable()
-    eval: EvalTable = EvalTable()
-    policy: PolicyTable = PolicyTable()
+    registry: RegistryTable = Field(default_factory=RegistryTable)
+    eval: EvalTable = Field(default_factory=EvalTable)
+    policy: PolicyTable = Field(default_factory=PolicyTable)
     remote: dict[str, RemoteTable] = {}
     limits: dict[str, int] = {}
 

@@ -13,7 +13,7 @@ from ..ops.base import Change, DropTensor, Plan, SetFile, SetTensor
 from ..registry.errors import BadParameter, HashMismatch, Incompatible
 from ..registry.formats import directory
 from ..registry.formats.names import shown
-from ..registry.ids import CommitId, short
+from ..registry.ids import CommitId, Digest, short
 from ..registry.records import Commit, Snapshot, TensorDelta
 from .candidate import Candidate, enter, op_record, refused, settle
 from .court import Court
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ..registry.repository import Repository
     from ..registry.transaction import Transaction
 
+Digests = dict[str, Digest]
 SHOWN = 4  # names listed in a complaint
 
 
@@ -110,12 +111,12 @@ class _Sides:
     after: Snapshot
     now: Snapshot
 
-    def tensors(self) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
+    def tensors(self) -> tuple[Digests, Digests, Digests]:
         """name -> digest on each side."""
         before, after, now = ({e.name: e.digest for e in side.tensors} for side in (self.before, self.after, self.now))
         return before, after, now
 
-    def files(self) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
+    def files(self) -> tuple[Digests, Digests, Digests]:
         """path -> digest of the opaque files on each side."""
         before, after, now = ({f.path: f.digest for f in side.files if f.kind == "blob"} for side in (self.before, self.after, self.now))
         return before, after, now
@@ -140,7 +141,7 @@ def _restored(repo: Repository, tx: Transaction, sides: _Sides, undone: CommitId
     return snapshot, deltas, "exact bytes of the tensors that it changed"
 
 
-def _clashes(before: dict[str, str], after: dict[str, str], now: dict[str, str]) -> list[str]:
+def _clashes(before: Digests, after: Digests, now: Digests) -> list[str]:
     """Keys that the change touched and that are no longer as it left them (nor already as they were)."""
     changed = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
     return [key for key in changed if now.get(key) not in (after.get(key), before.get(key))]
