@@ -19,9 +19,10 @@ from typing import Any, TypeVar
 
 from .. import fs
 from ..errors import IntegrityError
+from ..journal_lines import JournalRecord
 from .connection import CatalogFault, Damaged, Rows, State, applied, duckdb_error, is_damage, memory, one_line, reader, transaction, writer
 from .predictions import insert_all, insert_slice, read_table, unfinished
-from .projection import JournalRecord, project
+from .projection import project
 from .source import RepositorySource
 
 T = TypeVar("T")

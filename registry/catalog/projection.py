@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 
 from ..delta.dtypes import byte_size
 from ..errors import IntegrityError
+from ..journal_lines import JournalRecord
 from ..records import Json, canonical
 from .connection import transaction
 from .insertion import Inserter
-from .source import JournalRecord, Source, parse
+from .source import Source, parse
 
 REMEMBERED = 64  # tensor tables of snapshots kept while projecting; branches that alternate more widely are read back by a query
 

@@ -3,36 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import CorruptRecord, HashMismatch, MissingObject
 from ..ids import Digest, record_digest
 from ..records import Json
 
-
-class JournalRecord(Protocol):
-    """What projection reads of a journal record."""
-
-    seq: int
-    prev: str
-    hash: str
-    txid: str
-    time: str
-    author: str
-    body: dict[str, Json]
-
-
-class PackedObject(Protocol):
-    """What projection reads of an object's index record."""
-
-    digest: str
-    kind: str
-    raw_size: int
-    stored_size: int
-    codec: str
-    base: str | None
-    depth: int
+if TYPE_CHECKING:
+    from ..objects.layout import ObjectInfo
 
 
 class Source(Protocol):
@@ -43,7 +23,7 @@ class Source(Protocol):
     def deltas(self, digest: str) -> list[dict[str, Json]]: ...
     def evaluation(self, digest: str) -> tuple[str, dict[str, Json]]: ...  # Evaluation.id and the record
     def predictions(self, digest: str) -> bytes: ...
-    def pack(self, pack: str) -> Iterable[PackedObject]: ...
+    def pack(self, pack: str) -> Iterable[ObjectInfo]: ...
 
 
 class RepositorySource:
@@ -51,11 +31,13 @@ class RepositorySource:
 
     def __init__(self, repo: Any) -> None:
         self._repo = repo
+        self._commits = os.path.join(repo.path, "objects", "commits")
 
     def commit(self, commit: str) -> str:
         """A commit's canonical JSON, from its own file."""
         try:
-            data = (self._repo.path / "objects" / "commits" / f"{commit}.json").read_bytes()
+            with open(f"{self._commits}/{commit}.json", "rb") as file:
+                data = file.read()
         except OSError as fault:
             raise MissingObject(f"commit {commit} is not in the registry", hint="mlc fsck") from fault
         if record_digest("mlc.commit.v1", data) != commit:
@@ -75,7 +57,7 @@ class RepositorySource:
     def predictions(self, digest: str) -> bytes:
         return self._blob(digest)
 
-    def pack(self, pack: str) -> Iterable[PackedObject]:
+    def pack(self, pack: str) -> Iterable[ObjectInfo]:
         return self._repo.objects.pack_set.records(pack)
 
     def _blob(self, digest: str) -> bytes:

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..catalog.source import JournalRecord, PackedObject, RepositorySource, parse
+from ..catalog.source import RepositorySource, parse
 from ..delta.dtypes import byte_size
 from ..errors import IntegrityError, UsageError
+from ..journal_lines import JournalRecord
 from ..objects.layout import MAX_DEPTH_READ, ObjectInfo
 from ..records import Commit, Evaluation, Json
 from .findings import Notes
@@ -19,11 +20,13 @@ class Inventory:
     """Every object of every pack. A digest stored twice counts once: either copy serves."""
 
     objects: dict[str, ObjectInfo] = field(default_factory=dict)
+    packs: dict[str, list[ObjectInfo]] = field(default_factory=dict)
     stored: int = 0  # bytes
 
     def add(self, info: ObjectInfo) -> None:
         """Take an object in."""
         self.objects.setdefault(info.digest, info)
+        self.packs.setdefault(info.pack, []).append(info)
         self.stored += info.stored_size
 
     def chain_fault(self, info: ObjectInfo) -> str | None:
@@ -52,6 +55,7 @@ class InspectingSource(RepositorySource):
         self.commits: set[str] = set()
         self.packs: set[str] = set()
         self.refs: dict[str, str] = {}
+        self.last = 0  # the record that `refs` is as of
         self.evaluations: list[tuple[int, str]] = []  # number, predictions object
 
     def look_at(self, record: JournalRecord) -> None:
@@ -59,10 +63,8 @@ class InspectingSource(RepositorySource):
         for update in record.body.get("refs") or ():
             if self.refs.get(update["name"]) != update["old"]:
                 self._notes.fault(1, "ref", update["name"], f"record {record.seq} moves it from where it never was")
-            if update["new"] is None:
-                self.refs.pop(update["name"], None)
-            else:
-                self.refs[update["name"]] = update["new"]
+        fold(self.refs, record.body)
+        self.last = record.seq
         if record.body["kind"] == "evaluation":
             self._numbers.setdefault(record.body["evaluation"], []).append(record.seq)
 
@@ -115,8 +117,10 @@ class InspectingSource(RepositorySource):
         self.evaluations.append((number, record["predictions"]))
         return name, record
 
-    def pack(self, pack: str) -> Iterable[PackedObject]:
+    def pack(self, pack: str) -> Iterable[ObjectInfo]:
         self.packs.add(pack)
+        if pack in self._inventory.packs:
+            return self._inventory.packs[pack]
         return self._found("pack", pack, lambda name: list(super(InspectingSource, self).pack(name)))
 
     # --- looking -----------------------------------------------------------------------------------------
@@ -149,3 +153,12 @@ class InspectingSource(RepositorySource):
             self._notes.fault(1, "object", digest, f"{what} of {owner} is not in the registry")
         elif info.kind != "blob" or info.raw_size != size:
             self._notes.fault(1, kind, owner, f"{what} of {owner} should have {size} bytes and is stored with {info.raw_size}")
+
+
+def fold(refs: dict[str, str], body: dict[str, Json]) -> None:
+    """Move refs as one journal record says."""
+    for update in body.get("refs") or ():
+        if update["new"] is None:
+            refs.pop(update["name"], None)
+        else:
+            refs[update["name"]] = update["new"]

@@ -6,6 +6,7 @@ looked at closely on the way. Afterwards the two catalogs must agree, table by t
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -17,7 +18,7 @@ from ..errors import IntegrityError
 from ..objects.layout import parse_index, parse_trailer
 from ..objects.midx import MultiIndex
 from .findings import Notes
-from .inspection import InspectingSource, Inventory
+from .inspection import InspectingSource, Inventory, fold
 
 BATCH = 2000  # journal records of one transaction of the replay
 PATIENCE = (0.0, 0.05, 0.2)  # seconds; a writer may be at work in what is compared
@@ -89,7 +90,7 @@ def _check_history(repo: Any, notes: Notes, inventory: Inventory) -> None:
             if commit not in source.commits:
                 notes.fault(1, "ref", name, f"it points to {commit}, which is no commit of this history")
         rows = {number: found for number, digest in source.evaluations if (found := _predictions(notes, replayed, source, digest))}
-        _check_mirror(repo, notes)
+        _check_mirror(repo, notes, source)
         _check_catalog(repo, notes, replayed, rows)
     _remark_leftovers(repo, notes, source)
 
@@ -113,13 +114,13 @@ def _predictions(notes: Notes, connection: Any, source: InspectingSource, digest
         return None
 
 
-def _check_mirror(repo: Any, notes: Notes) -> None:
+def _check_mirror(repo: Any, notes: Notes, source: InspectingSource) -> None:
     """The ref files say what the journal said when they were last written."""
     wrong: list[str] = []
     for wait in PATIENCE:
         time.sleep(wait)
         mirrored, head = repo.refs.mirrored(), repo.journal.head()[0]
-        if 0 < mirrored <= head and not (wrong := _mirror_differences(repo, mirrored)):
+        if 0 < mirrored <= head and not (wrong := _mirror_differences(repo, source, mirrored)):
             if mirrored < head:
                 notes.remark(1, "mirror", "refs/seq", f"the ref files stand at record {mirrored}, the journal at {head}")
             return
@@ -129,18 +130,18 @@ def _check_mirror(repo: Any, notes: Notes) -> None:
         notes.fault(1, "mirror", f"refs/{name}", "the file does not say what the journal says")
 
 
-def _mirror_differences(repo: Any, upto: int) -> list[str]:
-    wanted: dict[str, str] = {}
-    for record in repo.journal.records():
-        if record.seq > upto:
-            break
-        for update in record.body.get("refs") or ():
-            wanted[update["name"]] = f"{update['new']}\n"
+def _mirror_differences(repo: Any, source: InspectingSource, upto: int) -> list[str]:
+    """Names of ref files that differ from the refs as of record `upto`."""
+    refs: dict[str, str] = source.refs
+    if upto != source.last:
+        refs = {}
+        for record in itertools.takewhile(lambda record: record.seq <= upto, repo.journal.records()):
+            fold(refs, record.body)
     root = repo.path / "refs"
     paths = [path for kind in ("heads", "tags", "aliases") for path in (root / kind).rglob("*")]
     files = [path for path in paths if path.is_file() and not path.name.startswith(".")]
     here = {path.relative_to(root).as_posix(): path.read_text(encoding="ascii", errors="replace") for path in files}
-    there = {name: text for name, text in wanted.items() if text != "None\n"}
+    there = {name: f"{commit}\n" for name, commit in refs.items()}
     return sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
 
 
