@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from . import fs, revs
 from .errors import CorruptRecord, HashMismatch, MissingObject, NotFound, UsageError
 from .ids import CommitId, Digest, SnapshotId, record_digest
-from .journal import Journal, utc_now
+from .journal import Journal
 from .records import Commit, Evaluation, Json, RefUpdate, Snapshot
 from .refs import RefStore, check_name
 
@@ -30,28 +29,10 @@ if TYPE_CHECKING:
 FORMAT = "mlc 1\n"
 SNAPSHOT_DOMAIN = b"mlc.snapshot.v1\n"
 KEPT_COMMITS, KEPT_SNAPSHOTS = 4096, 8  # parsed records kept in memory
-FOLDERS = (
-    ".",
-    "objects",
-    "objects/commits",
-    "refs",
-    "refs/heads",
-    "refs/tags",
-    "refs/aliases",
-    "locks",
-    "pins",
-    "runs",
-    "tmp",
-    "quarantine",
-)
 
 
 class RegistryNotFound(NotFound):
     """There is no registry where one was looked for."""
-
-
-class AlreadyARegistry(UsageError):
-    """`init` was asked for where a registry is."""
 
 
 class UnsupportedFormat(UsageError):
@@ -77,22 +58,9 @@ class Repository:
     @classmethod
     def init(cls, directory: Path, default_branch: str = "main") -> Repository:
         """A new, empty registry in `directory`. Raises AlreadyARegistry, BadRefName, ReadOnlyRegistry or DiskFull."""
-        directory = Path(directory)
-        check_name(f"heads/{default_branch}")
-        place = directory / ".mlc"
-        if os.path.lexists(place):
-            raise AlreadyARegistry(f"{directory} already holds a registry", hint=f"mlc -R {directory} status")
-        with fs.faults_in_words(directory):
-            _make_room(directory)
-            fresh = directory / f".mlc.{os.urandom(4).hex()}.tmp"
-            try:
-                _furnish(fresh, default_branch)
-                os.rename(fresh, place)
-            except BaseException:
-                fs.remove_tree(fresh)
-                raise
-            fs.fsync_dir(directory)
-        return cls.open(place)
+        from .founding import found
+
+        return cls.open(found(Path(directory), default_branch))
 
     @classmethod
     def open(cls, path: Path) -> Repository:
@@ -248,7 +216,7 @@ class Repository:
 
     def record(self, body: dict[str, Json], *, refs: Sequence[RefUpdate] = (), author: str, txid: str | None = None) -> JournalRecord:
         """Append one event (accept, note, ...) with its ref moves; returns the journal record."""
-        from .transaction import publish
+        from .publishing import publish
 
         return publish(self, body, refs=refs, author=author, txid=txid)
 
@@ -270,31 +238,6 @@ class Repository:
 
         with self.locks.exclusive("write"):
             return recover(self)
-
-
-def _make_room(directory: Path) -> None:
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise UsageError(f"{directory} is not a directory", hint="name a directory for the registry") from None
-
-
-def _furnish(place: Path, default_branch: str) -> None:
-    """Write an empty registry at `place`, which nobody sees yet."""
-    from .recovery import check_platform
-
-    for folder in FOLDERS:
-        (place / folder).mkdir(mode=0o700)
-    check_platform(place / "tmp")
-    fs.write_new(place / "format", FORMAT.encode())
-    fs.write_new(place / "HEAD", f"{default_branch}\n".encode())
-    repo = Repository(place)
-    repo.journal.create()
-    repo.journal.append({"kind": "init"}, txid=os.urandom(16).hex(), author="mlc", time=utc_now())
-    repo.journal.seal()
-    repo.refs.mirror()
-    for folder in ("objects", "refs", "."):
-        fs.fsync_dir(place / folder)
 
 
 def _refuse_format(text: str, place: Path) -> None:

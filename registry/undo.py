@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from .errors import NotFound
 from .journal import JournalRecord
+from .publishing import warned
 from .records import RefUpdate
-from .transaction import warned
 
 if TYPE_CHECKING:
     from .repository import Repository
