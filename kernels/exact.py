@@ -14,6 +14,7 @@ from torch import Tensor
 
 WIDE = (torch.float32, torch.float64)
 CHUNK = 1 << 18  # elements of one step of add_rank1_terms: as much as a processor's cache holds; no bit depends on it
+GRAIN = (1 << 15) - 64  # the same when torch has several threads: below what it hands to them, for on a busy machine they wait
 
 
 def widen(x: Tensor) -> Tensor:
@@ -67,7 +68,7 @@ def add_rank1_terms(w: Tensor, up: Tensor, down: Tensor, factor: float = 1.0) ->
     if up.dim() != 2 or down.dim() != 2 or tuple(w.shape) != (up.shape[0], down.shape[1]) or up.shape[1] != down.shape[0]:
         raise ValueError(f"{list(up.shape)} times {list(down.shape)} does not make {list(w.shape)}")
     columns, down = up.to(torch.float32).t().contiguous(), scale(down.to(torch.float32), factor)
-    out, rows = torch.empty_like(w), max(1, CHUNK // max(1, w.shape[1]))
+    out, rows = torch.empty_like(w), max(1, _chunk() // max(1, w.shape[1]))
     sums, term = torch.empty(2, min(rows, len(w)), w.shape[1], dtype=torch.float32, device=w.device)  # fresh memory costs more than sums
     for start in range(0, len(w), rows):
         part = slice(start, min(start + rows, len(w)))
@@ -78,6 +79,10 @@ def add_rank1_terms(w: Tensor, up: Tensor, down: Tensor, factor: float = 1.0) ->
             torch.add(y, product, out=y)
         out[part] = round_to(y, w.dtype)
     return out
+
+
+def _chunk() -> int:
+    return CHUNK if torch.get_num_threads() == 1 else GRAIN
 
 
 def _wide(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,15 +7,18 @@ exponent, which the reader knows too: weights of one size take steps of one size
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ...kernels.planes import BITS, ORDERED, delta_planes, join_planes, split_planes, undelta_planes
+from ...kernels.planes import ORDERED
 from ..errors import CorruptRecord
 from . import integers
 from .alone import segments, stacked
+from .buffers import bits, differ
+from .crew import delta_planes, each, join_planes, split_planes, undelta_planes
 from .entropy import Chunks, decode_section, encode_section, size_of
 
 EXPONENT = {torch.float64: 11, torch.float32: 8, torch.float16: 5, torch.bfloat16: 8}  # bits
@@ -26,6 +29,8 @@ HEAD = struct.Struct("<BI")  # form of a segment, its bytes
 PLANES, INTEGERS = range(2)
 COUNT = struct.Struct("<I")
 
+Base = Callable[[slice], Tensor]  # the elements of the base in a segment: stored, or forecast when they are needed
+
 
 # --- everywhere ----------------------------------------------------------------------------------------------
 
@@ -34,9 +39,9 @@ def exponents(base: Tensor) -> np.ndarray | None:
     """The exponent of each element as a small unsigned integer `[n]`; None for types without one."""
     if base.dtype not in ORDERED:
         return None
-    bits, width = 8 * base.element_size(), EXPONENT[base.dtype]
-    field = (base.view(BITS[base.element_size()]) >> (bits - 1 - width)) & ((1 << width) - 1)
-    return field.to(torch.uint8 if width <= 8 else torch.int16).numpy()
+    width = EXPONENT[base.dtype]
+    field = (bits(base) >> (8 * base.element_size() - 1 - width)) & ((1 << width) - 1)
+    return field.astype(np.uint8 if width <= 8 else np.int16)
 
 
 def parts_of(exponent: np.ndarray) -> list[int]:
@@ -51,58 +56,57 @@ def parts_of(exponent: np.ndarray) -> list[int]:
     return [*parts, open_part] if open_part else parts
 
 
-def encode_dense(target: Tensor, base: Tensor) -> Chunks:
+def encode_dense(target: Tensor, base: Base) -> Chunks:
     """Every element's distance, segment by segment: as byte planes, or as integers where that is clearly shorter."""
-    return [chunk for part in segments(target.numel()) for chunk in _encode_segment(target[part], base[part])]
+    coded = each(lambda part: _encode_segment(target[part], base(part)), segments(len(target)))
+    return [chunk for segment in coded for chunk in segment]
 
 
 def _encode_segment(target: Tensor, base: Tensor) -> Chunks:
     exponent, parts = exponents(base), None
     if exponent is not None:
-        order, parts = torch.from_numpy(np.argsort(exponent, kind="stable")), parts_of(exponent)
+        order, parts = np.argsort(exponent, kind="stable"), parts_of(exponent)
         target, base = pick(target, order), pick(base, order)
     planes = delta_planes(target, base)
-    body = encode_section(list(planes.numpy()), parts)
-    form, coded = PLANES, body
-    if integers.suits(target.dtype, len(target), size_of(body)):
-        shorter = integers.encode(planes, parts)
-        if len(shorter) < CLOSE * size_of(body):
+    form, coded = PLANES, encode_section(list(planes.numpy()), parts)
+    if integers.suits(target.dtype, len(target), size_of(coded)):
+        shorter = integers.encode(planes.numpy(), parts)
+        if len(shorter) < CLOSE * size_of(coded):
             form, coded = INTEGERS, [shorter]
     return [HEAD.pack(form, size_of(coded)), *coded]
 
 
-def decode_dense(data: memoryview, base: Tensor, out: Tensor) -> None:
+def decode_dense(data: memoryview, base: Base, out: Tensor) -> None:
     """The inverse of `encode_dense`, into `out` `[n]`."""
-    for part in segments(out.numel()):
-        if len(data) < HEAD.size:
+    work = []
+    for part in segments(len(out)):
+        form, length = HEAD.unpack(data[: HEAD.size]) if len(data) >= HEAD.size else (0, len(data))
+        if HEAD.size + length > len(data):
             raise CorruptRecord("a dense block is cut short")
-        form, length = HEAD.unpack(data[: HEAD.size])
-        body, data = data[HEAD.size : HEAD.size + length], data[HEAD.size + length :]
-        if len(body) != length:
-            raise CorruptRecord("a dense block is cut short")
-        _decode_segment(form, body, base[part], out[part])
+        work.append((part, form, data[HEAD.size : HEAD.size + length]))
+        data = data[HEAD.size + length :]
     if len(data):
         raise CorruptRecord("a dense block is longer than it says")
+    each(lambda item: _decode_segment(item[1], item[2], base(item[0]), out[item[0]]), work)
 
 
 def _decode_segment(form: int, body: memoryview, base: Tensor, out: Tensor) -> None:
-    exponent = exponents(base)
-    order = None if exponent is None else torch.from_numpy(np.argsort(exponent, kind="stable"))
-    known = base if order is None else pick(base, order)
     if form == PLANES:
         streams, rest = decode_section(body, [len(base)] * base.element_size())
         if len(rest):
             raise CorruptRecord("a dense segment is longer than it says")
         planes = stacked(streams, len(base))
     elif form == INTEGERS:
-        planes = integers.decode(body, len(base), base.dtype)
+        planes = torch.from_numpy(integers.decode(body, len(base), base.element_size()))
     else:
         raise CorruptRecord("a dense segment has an unknown form")
-    target = undelta_planes(planes, known)
-    if order is None:
-        out.copy_(target)
-    else:
-        place(out, order, target)
+    exponent = exponents(base)
+    if exponent is None:
+        return undelta_planes(planes, base, out)
+    order = np.argsort(exponent, kind="stable")
+    target = torch.empty_like(base)
+    undelta_planes(planes, pick(base, order), target)
+    place(out, order, target)
 
 
 # --- here and there ------------------------------------------------------------------------------------------
@@ -110,18 +114,13 @@ def _decode_segment(form: int, body: memoryview, base: Tensor, out: Tensor) -> N
 
 def changes(target: Tensor, base: Tensor) -> int:
     """How many elements differ in a bit."""
-    return int(torch.count_nonzero(_differ(target, base)))
-
-
-def _differ(target: Tensor, base: Tensor) -> Tensor:
-    width = BITS[target.element_size()]
-    return target.view(width) != base.view(width)
+    return sum(int(np.count_nonzero(differ(target[part], base[part]))) for part in segments(len(target)))
 
 
 def encode_sparse(target: Tensor, base: Tensor) -> Chunks:
     """Gaps between the changed places, and the distances there."""
-    where = torch.nonzero(_differ(target, base)).view(-1)
-    gaps = torch.diff(where, prepend=where.new_full((1,), -1)).sub_(1).to(torch.int32)
+    where = np.flatnonzero(differ(target, base))
+    gaps = torch.from_numpy((np.diff(where, prepend=-1) - 1).astype(np.int32))
     streams = [*split_planes(gaps).numpy(), *delta_planes(pick(target, where), pick(base, where)).numpy()]
     return [COUNT.pack(len(where)), *encode_section(streams)]
 
@@ -134,23 +133,25 @@ def decode_sparse(data: memoryview, base: Tensor, out: Tensor) -> None:
     streams, rest = decode_section(data[COUNT.size :], [count] * (4 + base.element_size()))
     if len(rest):
         raise CorruptRecord("a sparse block is longer than it says")
-    planes = stacked(streams, count)
-    where = torch.cumsum(join_planes(planes[:4], torch.int32).to(torch.int64) + 1, 0) - 1
-    if count and not 0 <= int(where.min()) <= int(where.max()) < len(base):
+    planes, gaps = stacked(streams, count), torch.empty(count, dtype=torch.int32)
+    join_planes(planes[:4], gaps)
+    where = np.cumsum(gaps.numpy().astype(np.int64) + 1) - 1
+    if count and not 0 <= where.min() <= where.max() < len(base):
         raise CorruptRecord("a sparse block changes elements that do not exist")
-    out.copy_(base)
-    place(out, where, undelta_planes(planes[4:], pick(base, where)))
+    values = torch.empty(count, dtype=base.dtype)
+    undelta_planes(planes[4:], pick(base, where), values)
+    bits(out)[:] = bits(base)
+    place(out, where, values)
 
 
 # --- moving bits ---------------------------------------------------------------------------------------------
 
 
-def pick(x: Tensor, where: Tensor) -> Tensor:
-    """x at the places `where`; as integers, since 8-bit floats cannot be indexed everywhere."""
-    return torch.from_numpy(np.take(x.view(BITS[x.element_size()]).numpy(), where.numpy())).view(x.dtype)
+def pick(x: Tensor, where: np.ndarray) -> Tensor:
+    """x at the places `where`."""
+    return torch.from_numpy(np.take(bits(x), where)).view(x.dtype)
 
 
-def place(out: Tensor, where: Tensor, values: Tensor) -> None:
+def place(out: Tensor, where: np.ndarray, values: Tensor) -> None:
     """Write `values` into `out` at the places `where`."""
-    width = BITS[out.element_size()]
-    out.view(width).numpy()[where.numpy()] = values.view(width).numpy()
+    bits(out)[where] = bits(values)

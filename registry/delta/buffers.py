@@ -1,4 +1,4 @@
-"""Bytes seen as torch vectors without a copy and without a warning; the only place that looks behind a buffer."""
+"""Bytes seen as numpy and torch vectors without a copy and without a warning; the only place that looks behind a buffer."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from .dtypes import torch_name
 
 Buffer = bytes | bytearray | memoryview | np.ndarray
+SIGNED = {1: np.int8, 2: np.int16, 4: np.int32, 8: np.int64}  # item size -> integers of the same bits
 
 
 class _Alias:
@@ -30,7 +32,7 @@ def dtype_of(word: str) -> torch.dtype:
     return getattr(torch, torch_name(word))
 
 
-def borrow(data: Buffer, dtype: torch.dtype) -> torch.Tensor:
+def borrow(data: Buffer, dtype: torch.dtype) -> Tensor:
     """`[n]` of `dtype` over the same memory. Callers must not write into it unless it is theirs; misaligned memory is copied."""
     array = as_bytes(data)
     if not array.size:
@@ -42,6 +44,16 @@ def borrow(data: Buffer, dtype: torch.dtype) -> torch.Tensor:
     return torch.from_numpy(array).view(dtype)
 
 
-def lend(tensor: torch.Tensor) -> np.ndarray:
+def lend(tensor: Tensor) -> np.ndarray:
     """uint8 [bytes] over a contiguous tensor's memory."""
     return tensor.view(-1).view(torch.uint8).numpy()
+
+
+def bits(x: Tensor) -> np.ndarray:
+    """Signed integers [n] over the same memory: numpy has no names for most float types, and needs none to move them."""
+    return lend(x).view(SIGNED[x.element_size()])
+
+
+def differ(a: Tensor, b: Tensor) -> np.ndarray:
+    """bool [n]: where two vectors of one type differ in a bit."""
+    return bits(a) != bits(b)

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..errors import HashMismatch
@@ -95,20 +94,32 @@ def _choose_delta(target: Tensor, base: Tensor, columns: int | None) -> tuple[in
         return SPARSE, against.encode_sparse(target, base)
     limit = WIDE_DENSE if target.element_size() >= 4 else 1 / CLOSE
     sample = _sample(target)
-    plain = size_of(against.encode_dense(sample, _sample(base)))
+    plain = _dense_size(sample, _sample(base))
     guide = forecast.fit(target, base, columns) if columns else None
     if guide is not None:
         factors = size_of(forecast.encode_factors(guide)) * len(sample) / len(target)
-        guided = size_of(against.encode_dense(sample, _sample(guide.predicted))) + factors
+        guided = _dense_size(sample, _joined([guide.part(part) for part in _sampled(len(target))])) + factors
         guide, plain = (guide, guided) if CLOSE * guided < plain else (None, plain)
     if plain > limit * size_of(alone.encode_planes(sample)):
         return PLANES, alone.encode_planes(target)
-    return (FORECAST, forecast.encode_forecast(target, guide)) if guide else (DENSE, against.encode_dense(target, base))
+    return (FORECAST, forecast.encode_forecast(target, guide)) if guide else (DENSE, against.encode_dense(target, lambda part: base[part]))
 
 
-def _sample(x: Tensor, pieces: int = 4) -> Tensor:
-    if len(x) <= SAMPLE:
-        return x
+def _dense_size(target: Tensor, base: Tensor) -> int:
+    return size_of(against.encode_dense(target, lambda part: base[part]))
+
+
+def _sample(x: Tensor) -> Tensor:
+    return _joined([x[part] for part in _sampled(len(x))])
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else borrow(np.concatenate([lend(part) for part in parts]), parts[0].dtype)
+
+
+def _sampled(count: int, pieces: int = 4) -> list[slice]:
+    if count <= SAMPLE:
+        return [slice(0, count)]
     length = SAMPLE // pieces
-    starts = [(len(x) - length) * piece // (pieces - 1) for piece in range(pieces)]
-    return torch.cat([x[start : start + length] for start in starts])
+    starts = [(count - length) * piece // (pieces - 1) for piece in range(pieces)]
+    return [slice(start, start + length) for start in starts]

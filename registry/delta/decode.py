@@ -33,7 +33,8 @@ def decode_block(codec: int, data: memoryview, word: str, out: np.ndarray, base:
     elif codec == SPARSE:
         against.decode_sparse(data, borrow(base, dtype), borrow(out, dtype))
     elif codec == DENSE:
-        against.decode_dense(data, borrow(base, dtype), borrow(out, dtype))
+        known = borrow(base, dtype)
+        against.decode_dense(data, lambda part: known[part], borrow(out, dtype))
     elif codec == FORECAST:
         forecast.decode_forecast(data, borrow(base, dtype), borrow(out, dtype))
 

@@ -17,13 +17,13 @@ from .frames import compress, compress_parts, decompress
 
 RAW, CONSTANT, HUFFMAN, MATCHES = range(4)
 STREAM = struct.Struct("<BI")
-SAMPLE = 1 << 16  # bytes looked at before a coder is chosen
+SAMPLE = 1 << 15  # bytes looked at before a coder is chosen
 WORTH = 0.97  # a coder that saves less than this is not worth its time
 CLOSE = 0.95  # a slower coder must be this much smaller
 
 # Matching on weights makes files larger and slower: hardly any is left on here; zstd codes literals by Huffman (and still finds runs).
 _HUFFMAN = zstd.ZstdCompressionParameters(compression_level=1, strategy=zstd.STRATEGY_FAST, min_match=7, hash_log=6, search_log=1)
-_MATCHES = zstd.ZstdCompressionParameters.from_level(3)
+_MATCHES = zstd.ZstdCompressionParameters.from_level(3, source_size=1 << 17)  # small tables: they are cleared for every stream
 
 Chunks = Sequence[bytes | memoryview]
 
@@ -64,6 +64,16 @@ def _spread(data: np.ndarray, pieces: int = 4) -> np.ndarray:
     length = SAMPLE // pieces
     starts = [(data.size - length) * piece // (pieces - 1) for piece in range(pieces)]
     return np.concatenate([data[start : start + length] for start in starts])
+
+
+def section_size(data: memoryview, streams: int) -> int:
+    """Bytes of the section of that many streams at the start of `data`. Raises CorruptRecord when it does not fit."""
+    end = STREAM.size * streams
+    if len(data) >= end:
+        end += sum(length for _, length in STREAM.iter_unpack(data[:end]))
+    if len(data) < end:
+        raise CorruptRecord("a coded section is cut short")
+    return end
 
 
 def decode_section(data: memoryview, sizes: Sequence[int]) -> tuple[list[np.ndarray], memoryview]:

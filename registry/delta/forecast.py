@@ -12,6 +12,7 @@ import math
 import struct
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from ...kernels.exact import add_rank1_terms, widen
 from ..errors import CorruptRecord
 from .against import decode_dense, encode_dense
 from .buffers import lend
+from .crew import one_thread
 from .entropy import Chunks, decode_section, encode_section
 
 RANK = 8
@@ -31,13 +33,20 @@ HEAD = struct.Struct("<BbHI")  # rank, exponent of the unit, zero, columns
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """Factors of a low-rank update of a block that is whole rows, and the block that they forecast."""
+    """A block that is whole rows, forecast as its base plus a low-rank update."""
 
+    base: Tensor  # [n]
     up: Tensor  # int8 [rows, r]
     down: Tensor  # int8 [r, columns]
     exponent: int  # of the unit: the update is up @ down * 2^exponent
-    predicted: Tensor  # [n]
-    explained: float  # share of the update's energy
+
+    def part(self, wanted: slice) -> Tensor:
+        """Elements `wanted` of the forecast: the rows they lie in are computed."""
+        columns = self.down.shape[1]
+        first, last = wanted.start // columns, -(-wanted.stop // columns)
+        rows, up = self.base[first * columns : last * columns].view(-1, columns), self.up[first:last]
+        known = add_rank1_terms(rows, up.to(torch.float32), self.down.to(torch.float32), 2.0**self.exponent)
+        return known.view(-1)[wanted.start - first * columns : wanted.stop - first * columns]
 
 
 def fit(target: Tensor, base: Tensor, columns: int) -> Forecast | None:
@@ -45,14 +54,15 @@ def fit(target: Tensor, base: Tensor, columns: int) -> Forecast | None:
     rows = len(target) // columns
     if target.dtype not in DTYPES or min(rows, columns) < SMALLEST:
         return None
-    factors = _factors(widen(target).view(rows, columns) - widen(base).view(rows, columns))
-    return None if factors is None else Forecast(*factors[:3], _apply(base, *factors[:3]), factors[3])
+    with one_thread():
+        factors = _factors(widen(target).view(rows, columns) - widen(base).view(rows, columns))
+    return None if factors is None else Forecast(base, *factors)
 
 
 def encode_forecast(target: Tensor, forecast: Forecast) -> Chunks:
     """Factors and residual."""
     head = HEAD.pack(forecast.down.shape[0], forecast.exponent, 0, forecast.down.shape[1])
-    return [head, *encode_factors(forecast), *encode_dense(target, forecast.predicted)]
+    return [head, *encode_factors(forecast), *encode_dense(target, forecast.part)]
 
 
 def encode_factors(forecast: Forecast) -> Chunks:
@@ -69,17 +79,12 @@ def decode_forecast(data: memoryview, base: Tensor, out: Tensor) -> None:
         raise CorruptRecord("a forecast does not fit its tensor")
     rows = len(base) // columns
     (up, down), rest = decode_section(data[HEAD.size :], [rows * rank, rank * columns])
-    factors = (torch.from_numpy(part.copy()).view(torch.int8).view(shape) for part, shape in ((up, (rows, rank)), (down, (rank, columns))))
-    decode_dense(rest, _apply(base, next(factors), next(factors), exponent), out)
+    left, right = (torch.from_numpy(part.view(np.int8).copy()).view(shape) for part, shape in ((up, (rows, rank)), (down, (rank, columns))))
+    decode_dense(rest, Forecast(base, left, right, exponent).part, out)
 
 
-def _apply(base: Tensor, up: Tensor, down: Tensor, exponent: int) -> Tensor:
-    matrix = base.view(up.shape[0], down.shape[1])
-    return add_rank1_terms(matrix, up.to(torch.float32), down.to(torch.float32), 2.0**exponent).view(-1)
-
-
-def _factors(update: Tensor) -> tuple[Tensor, Tensor, int, float] | None:
-    """int8 factors `[rows, r]` and `[r, columns]`, the exponent of their unit and the explained share, by two rounds of subspace iteration.
+def _factors(update: Tensor) -> tuple[Tensor, Tensor, int] | None:
+    """int8 factors `[rows, r]` and `[r, columns]`, the exponent of their unit, by two rounds of subspace iteration.
 
     Bases are kept as wide rows `[r, n]`: a product of that form is five times faster than one with thin columns.
     """
@@ -100,7 +105,7 @@ def _factors(update: Tensor) -> tuple[Tensor, Tensor, int, float] | None:
     up, down = (scores / balance * fine).round().T, (right * balance * fine).round()
     if not -126 <= exponent <= 0 or max(float(up.abs().max()), float(down.abs().max())) > 127:
         return None
-    return up.to(torch.int8).contiguous(), down.to(torch.int8), exponent, explained
+    return up.to(torch.int8).contiguous(), down.to(torch.int8), exponent
 
 
 def _power(x: Tensor) -> Tensor:

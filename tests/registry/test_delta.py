@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlc.registry import delta
-from mlc.registry.delta import against, alone, blocks, chooser, forecast, frames
+from mlc.registry.delta import against, alone, blocks, chooser, crew, forecast, frames
 from mlc.registry.delta.decode import decode_range
 from mlc.registry.delta.dtypes import CODECS, WORDS, byte_size, torch_name
 from mlc.registry.errors import BadParameter, CorruptRecord, ShapeMismatch
@@ -128,7 +128,8 @@ def test_an_update_of_low_rank_is_forecast():
     target = (base.float() + update + torch.randn(512, 700, generator=generator) * 3e-5).to(torch.bfloat16)
     codec, payload = stored("BF16", target, base)
     assert codec == "forecast"
-    assert len(payload) < 0.9 * len(b"".join(against.encode_dense(target.view(-1), base.view(-1))))
+    plain = against.encode_dense(target.view(-1), lambda part: base.view(-1)[part])
+    assert len(payload) < 0.9 * len(b"".join(plain))
 
 
 def test_a_forecast_is_not_tried_where_a_base_is_not_finite():
@@ -266,3 +267,29 @@ def test_integers_are_compared_as_values():
     assert delta.stats("I8", raw(target), raw(reference)) == {"nnz": 1, "l2": 4.0, "rel_l2": 4 / 2**0.5, "max_abs": 4.0}
     with pytest.raises(ShapeMismatch):
         delta.stats("I8", b"12", b"1")
+
+
+# --- threads -----------------------------------------------------------------------------------------------
+
+
+def test_segments_coded_side_by_side_give_the_bytes_of_one_thread(monkeypatch):
+    target = weights(3 * alone.SEGMENT + 5)
+    together = [bytes(chunk) for chunk in alone.encode_planes(target)]
+    monkeypatch.setattr(crew, "_processors", lambda: 1)
+    assert [bytes(chunk) for chunk in alone.encode_planes(target)] == together
+
+
+def test_a_fault_in_one_segment_is_raised(monkeypatch):
+    monkeypatch.setattr(crew, "_processors", lambda: 2)
+    payload = b"".join(alone.encode_planes(weights(2 * alone.SEGMENT)))
+    with pytest.raises(CorruptRecord):
+        alone.decode_planes(memoryview(payload[:-500] + bytes(500)), torch.empty(2 * alone.SEGMENT, dtype=torch.bfloat16))
+
+
+def test_a_forked_child_has_threads_of_its_own(monkeypatch):
+    monkeypatch.setattr(crew, "_processors", lambda: 2)
+    assert crew.each(abs, [-1, -2]) == [1, 2]
+    monkeypatch.setattr(crew.os, "getpid", lambda: -1)  # as after a fork
+    assert crew.each(abs, [-3, -4]) == [3, 4]
+    assert len(crew._POOLS) > 1
+    crew._POOLS.pop(-1).shutdown()

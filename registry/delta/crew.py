@@ -1,0 +1,99 @@
+"""Work on segments side by side, and torch kernels in pieces that wake no thread team.
+
+torch spreads an operation over its own threads as soon as a vector has 32,768 elements. On an idle machine that gains little here, and
+on a busy one the threads wait for each other: 438 ns an element were measured in place of 0.4. So kernels are called on shorter pieces,
+and whole segments go to a few threads of ours, which sleep while they wait.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from ...kernels import planes
+
+A = TypeVar("A")
+B = TypeVar("B")
+GRAIN = (1 << 15) - 64  # elements: just below what torch hands to its threads
+LONG = 1 << 17  # elements of a piece when torch has one thread anyway
+MOST = 4  # threads of ours
+
+_COUNT = threading.Lock()
+_alone = 0  # blocks of one_thread that are open
+_before = 1  # torch's threads outside them
+_POOLS: dict[int, ThreadPoolExecutor] = {}  # by process: threads do not survive a fork
+
+
+def each(function: Callable[[A], B], items: Iterable[A]) -> list[B]:
+    """`function` of every item, in order; several at a time where there are processors for it. Functions must not call `each` again."""
+    work = list(items)
+    if len(work) < 2 or _processors() < 2:
+        return [function(item) for item in work]
+    pool = _POOLS.setdefault(os.getpid(), ThreadPoolExecutor(min(MOST, _processors()), "mlc-segment"))
+    return list(pool.map(function, work))
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch work alone inside: for matrix products, whose threads wait for each other in the same way and cannot be avoided by size.
+
+    The setting belongs to the process. Another thread that computes meanwhile does so with one thread, too.
+    """
+    global _alone, _before
+    with _COUNT:
+        if _alone == 0:
+            _before = torch.get_num_threads()
+            torch.set_num_threads(1)
+        _alone += 1
+    try:
+        yield
+    finally:
+        with _COUNT:
+            _alone -= 1
+            if _alone == 0:
+                torch.set_num_threads(_before)
+
+
+def pieces(count: int) -> Iterator[slice]:
+    """Slices of a vector that are short enough for one thread."""
+    step = GRAIN if torch.get_num_threads() > 1 else LONG
+    return (slice(start, min(start + step, count)) for start in range(0, count, step))
+
+
+def delta_planes(target: Tensor, base: Tensor) -> Tensor:
+    """`kernels.planes.delta_planes`, piece by piece."""
+    out = torch.empty(target.element_size(), len(target), dtype=torch.uint8)
+    for part in pieces(len(target)):
+        out.numpy()[:, part] = planes.delta_planes(target[part], base[part]).numpy()
+    return out
+
+
+def undelta_planes(coded: Tensor, base: Tensor, out: Tensor) -> None:
+    """`kernels.planes.undelta_planes`, piece by piece, into `out` `[n]`."""
+    for part in pieces(len(base)):
+        out[part] = planes.undelta_planes(coded[:, part], base[part])
+
+
+def split_planes(x: Tensor) -> Tensor:
+    """`kernels.planes.split_planes`, piece by piece."""
+    out = torch.empty(x.element_size(), len(x), dtype=torch.uint8)
+    for part in pieces(len(x)):
+        out.numpy()[:, part] = planes.split_planes(x[part]).numpy()
+    return out
+
+
+def join_planes(coded: Tensor, out: Tensor) -> None:
+    """`kernels.planes.join_planes`, piece by piece, into `out` `[n]`."""
+    for part in pieces(len(out)):
+        out[part] = planes.join_planes(coded[:, part], out.dtype)
