@@ -5,17 +5,18 @@ Everything that creates content passes through `settle`; only roots and returns 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..registry.errors import GateRefused
-from ..registry.ids import CommitId, Digest, short
+from ..registry.ids import CommitId, short
 from ..registry.journal import utc_now
 from ..registry.records import ArtifactRecord, Commit, InputRecord, Json, OperationRecord, Snapshot, TensorDelta, Verdict
 from .court import Case, Court
 from .environment import environment
 from .gate import failures, summary
+from .measure import Gathered
 from .outcome import Outcome, Request
 from .targets import Target
 
@@ -64,19 +65,12 @@ def settle(court: Court, tx: Transaction, candidate: Candidate) -> Outcome:
     candidate.warnings += ruling.gathered.warnings
     candidate.warnings += [f"{o.rule}: {o.sentence}" for o in ruling.verdict.rules if o.outcome == "warn"]
     candidate.inputs += [record for record in court.records if record not in candidate.inputs]
-    return _record(court.repo, tx, court.request, candidate, ruling.verdict, ruling.gathered.metrics, ruling.gathered.evaluations)
+    return _record(court.repo, tx, court.request, candidate, ruling.verdict, ruling.gathered, court.unmoved)
 
 
-def enter(
-    repo: Repository,
-    tx: Transaction,
-    request: Request,
-    candidate: Candidate,
-    metrics: dict[str, dict[str, float | None]],
-    evaluations: dict[str, Digest],
-) -> Outcome:
+def enter(repo: Repository, tx: Transaction, request: Request, candidate: Candidate, measured: Gathered | None = None) -> Outcome:
     """Record without a gate: roots, and content that was accepted before."""
-    return _record(repo, tx, request, candidate, Verdict("ungated"), metrics, evaluations)
+    return _record(repo, tx, request, candidate, Verdict("ungated"), measured or Gathered())
 
 
 def refused(outcome: Outcome) -> GateRefused:
@@ -100,8 +94,8 @@ def _record(
     request: Request,
     candidate: Candidate,
     verdict: Verdict,
-    metrics: dict[str, dict[str, float | None]],
-    evaluations: dict[str, Digest],
+    measured: Gathered,
+    guard: Callable[[], None] | None = None,
 ) -> Outcome:
     target, kept = candidate.target, verdict.outcome == "refused"
     commit = Commit(
@@ -115,15 +109,15 @@ def _record(
         inputs=tuple(_sorted(candidate.inputs)),
         environment=environment(forward=candidate.forward),
         artifacts=tuple(candidate.artifacts),
-        metrics=metrics,
-        evaluations=evaluations,
+        metrics=measured.metrics,
+        evaluations=measured.evaluations,
         check=candidate.check,
         verdict=verdict,
     )
     first = not repo.branches()
     refs = [] if kept else [target.update(commit.id)]
     meant = {"branch": target.branch, "old": target.old}  # a refused candidate has no ref that would say it
-    commit_id = tx.commit(commit, refs=refs, reason=candidate.op.name, deltas=candidate.deltas, meant_for=meant)
+    commit_id = tx.commit(commit, refs=refs, reason=candidate.op.name, deltas=candidate.deltas, guard=guard, meant_for=meant)
     if first and not kept and repo.head() != target.branch:
         repo.set_head(target.branch)
     return Outcome(

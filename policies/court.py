@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 from ..ops.evaluate.suite import Suite
-from ..registry.errors import BadRecipe, Incompatible, NotFound
+from ..registry.errors import BadRecipe, Incompatible, NotFound, RefMoved
 from ..registry.ids import CommitId, SnapshotId
 from ..registry.records import InputRecord, Json, Snapshot, TensorDelta, Verdict
 from .facts import PARENT, Facts, QueryResult
@@ -98,6 +98,12 @@ class Court:
         elif not self.suites:
             gathered.warnings.append("no suite is configured: behaviour was not judged ([eval] suites in mlc.toml)")
         return Ruling(judge(self.rules, facts, against=case.before), facts, gathered)
+
+    def unmoved(self) -> None:
+        """Asked at the moment of the commit: what rules compared with must still be what it was. Raises RefMoved."""
+        for label, commit_id in self.others.items():
+            if self.repo.resolve(label) != commit_id:
+                raise RefMoved(f"{label} moved while the candidate was judged against it", hint="try again: what was measured is kept")
 
     def baseline(self, snapshot: SnapshotId) -> Gathered:
         """Measure one version that has nothing to be compared with."""

@@ -78,7 +78,8 @@ def _root(court: Court, found: Source, params: dict[str, Json]) -> Outcome:
         candidate = Candidate(Target(CommitId(""), branch, None), op_record("import", params), snapshot, (), deltas)
         candidate.warnings = [*warnings, *measured.warnings]
         candidate.inputs = list(court.records)
-        return enter(repo, tx, request, candidate, measured.metrics, measured.evaluations)
+        candidate.check = _converted(found)
+        return enter(repo, tx, request, candidate, measured)
 
 
 def _child(court: Court, found: Source, target: Target, op: OperationRecord, *, onto: bool = False) -> Outcome:
@@ -93,7 +94,7 @@ def _child(court: Court, found: Source, target: Target, op: OperationRecord, *, 
         if snapshot.id == parent.id:
             return _same(repo, target)
         tx.seal()
-        candidate = Candidate(target, op, snapshot, (target.start,), deltas, warnings=warnings)
+        candidate = Candidate(target, op, snapshot, (target.start,), deltas, warnings=warnings, check=_converted(found))
         outcome = settle(court, tx, candidate)
     if not outcome.ref_moved:
         raise refused(outcome)
@@ -114,6 +115,12 @@ def _stored(
     stored = directory.ingest(tx, found, bases=parent, adapter_of=base)
     request.report("import", found.bytes, found.bytes)
     return stored
+
+
+def _converted(found: Source) -> dict[str, Json]:
+    """Which pickles stood for these weights: they are not kept, so the commit says what they were."""
+    said = [{"path": one.path, "sha256": one.sha256, "result": one.result} for one in found.converted]
+    return {"converted_pickles": said} if said else {}
 
 
 def _again(repo: Repository, branch: str, tip: CommitId, snapshot: Snapshot) -> Outcome:

@@ -127,7 +127,8 @@ def _carried_out(court: Court, op: Operation, target: Target, plan: Plan, active
         kept = f"the state after step {step} is kept" if step else "no state was saved yet"
         raise Interrupted(f"stopped; {kept}", hint=again, run=active.id) from None
     except RefMoved as fault:
-        raise RefMoved(fault.message, hint=f"{again} --branch NAME keeps the result on a branch of its own", **fault.details) from fault
+        own = " --branch NAME keeps the result on a branch of its own" if "ref" in fault.details else " tries the last steps again"
+        raise RefMoved(fault.message, hint=again + own, **fault.details) from fault
     except (CheckFailed, UsageError, NotFound, Incompatible):
         active.finish()  # the same attempt again would end the same
         raise

@@ -47,6 +47,8 @@ class Request:
     @classmethod
     def of(cls, repo: Repository, **how: Unpack[How]) -> Request:
         """Fill in what was left out; settings are read from the registry's root."""
+        if unknown := set(how) - How.__annotations__.keys():
+            raise TypeError(f"unexpected arguments: {', '.join(sorted(unknown))}")  # ** would swallow a misspelt one
         config = how.get("config") or Settings.read(repo.root)
         return cls(
             author=how.get("author") or "unknown",

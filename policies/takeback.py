@@ -17,6 +17,7 @@ from ..registry.ids import CommitId, Digest, short
 from ..registry.records import Commit, Snapshot, TensorDelta
 from .candidate import Candidate, enter, op_record, refused, settle
 from .court import Court
+from .measure import Gathered
 from .outcome import How, Outcome, Request
 from .standing import require_accepted
 from .targets import Target, aim
@@ -51,7 +52,7 @@ def rollback(repo: Repository, rev: str, *, ref: str | None = None, **how: Unpac
         candidate.check = {"snapshot": snapshot.id, "equal_to": wanted, "tensors_verified": tensors, "files_verified": len(snapshot.files)}
         candidate.deltas = pointers(repo.snapshot(here.snapshot), snapshot)
         candidate.means = "exact bytes"
-        return enter(repo, tx, request, candidate, source.metrics, source.evaluations)
+        return enter(repo, tx, request, candidate, Gathered(metrics=source.metrics, evaluations=source.evaluations))
 
 
 def prove(repo: Repository, snapshot: Snapshot, commit: Commit, request: Request) -> int:

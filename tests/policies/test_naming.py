@@ -99,3 +99,23 @@ def test_rules_may_compare_with_an_alias_and_are_skipped_until_there_is_one(repo
 
     lifecycle.set_name(repo, "alias", "champion", author="a")
     assert scaled(repo).verdict.rules[0].outcome == "pass"
+
+
+def test_an_alias_that_moves_while_a_candidate_is_judged_against_it_stops_the_commit(repo, root, rules):
+    rules('[[rule]]\nid = "champion"\nmetric = "suite.*.logprob"\ndrop_max = 5.0\nagainst = "@champion"')
+    first = scaled(repo).commit_id
+    lifecycle.set_name(repo, "alias", "champion", root, author="a")
+
+    class Meanwhile(Scale):
+        def check(self, before, after, run):
+            lifecycle.set_name(repo, "alias", "champion", first, author="b")
+            return super().check(before, after, run)
+
+    with pytest.raises(RefMoved, match="@champion moved while the candidate was judged"):
+        lifecycle.run(repo, Meanwhile(), author="a")
+    assert repo.branches() == {"main": first}
+
+
+def test_a_misspelt_argument_is_an_error_and_not_passed_over(repo, root):
+    with pytest.raises(TypeError, match="mesage"):
+        lifecycle.run(repo, Scale(), author="a", mesage="x")

@@ -185,7 +185,7 @@ def test_reverting_a_merge_needs_the_side_to_return_to(repo, root):
     request = Request.of(repo, author="a")
     with repo.ingest() as tx:  # a merge by hand: the left side's content with two parents
         snapshot = repo.snapshot(repo.commit(left).snapshot)
-        merged = enter(repo, tx, request, Candidate(aim(repo, "main", None), op_record("merge", {}), snapshot, (left, right)), {}, {})
+        merged = enter(repo, tx, request, Candidate(aim(repo, "main", None), op_record("merge", {}), snapshot, (left, right)))
 
     with pytest.raises(BadParameter) as caught:
         lifecycle.revert(repo, merged.commit_id, author="a")
