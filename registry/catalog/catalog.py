@@ -27,7 +27,7 @@ from .source import RepositorySource
 
 T = TypeVar("T")
 BATCH = 4000  # records of one transaction in a file that nobody else sees: bounds memory
-TAIL = 50  # records of one transaction in the live file: bounds the time under the lock
+TAIL = 16  # records of one transaction in the live file: bounds the time under the lock
 FAR = 1000  # records behind: from here on a rebuild beside the live file is kinder to readers
 PATIENCE = 0.02  # seconds a reader gives a writer that stands between its journal record and its projection
 
@@ -133,7 +133,7 @@ class Catalog:
             while self._apply_some(repo, at_hand):
                 at_hand = []
         except Damaged:
-            self.rebuild(repo)
+            self.rebuild(repo, unless_current=True)
         except duckdb_error() as fault:
             raise CatalogFault(f"the catalog could not be written: {one_line(fault)}", hint="mlc reindex") from fault
 
@@ -152,10 +152,11 @@ class Catalog:
             while self._load_slice(number, table):
                 pass
 
-    def rebuild(self, repo: Any) -> None:
+    def rebuild(self, repo: Any, *, unless_current: bool = False) -> None:
         """Build the catalog again from objects and journal, beside the old one, and put it in the old one's place.
 
-        Identical rows; a damaged catalog is kept in quarantine. Raises CatalogFault.
+        Identical rows; a damaged catalog is kept in quarantine. `unless_current`: somebody else may have done it meanwhile, which is
+        as good. Raises CatalogFault.
         """
         scratch = self.path.parent / "tmp" / f"reindex-{os.getpid()}-{secrets.token_hex(4)}"
         fs.make_dir(scratch)
@@ -165,6 +166,8 @@ class Catalog:
                 _project_all(connection, repo)
                 state = applied(connection)
             with self._locks.exclusive("catalog"):
+                if unless_current and self._is_current(repo):
+                    return
                 if state[:2] != tuple(repo.journal.head()):  # something was journaled while we built
                     with writer(fresh) as connection:
                         project(connection, RepositorySource(repo), _after(repo, state), TAIL)
@@ -214,6 +217,13 @@ class Catalog:
             return self.path.stat().st_ino
         except OSError:
             return None
+
+    def _is_current(self, repo: Any) -> bool:
+        try:
+            with reader(self.path) as connection:
+                return applied(connection)[:2] == tuple(repo.journal.head())
+        except (Damaged, duckdb_error()):
+            return False
 
     def _set_aside(self, inode: int | None) -> None:
         """Quarantine the file that just failed, unless somebody has replaced it since."""

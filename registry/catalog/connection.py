@@ -6,6 +6,7 @@ that `status` and `refs` never load it.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -87,7 +88,8 @@ def transaction(connection: Any) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        connection.execute("rollback")
+        with contextlib.suppress(duckdb_error()):  # a fatal error has ended it, and the first error is the one to tell
+            connection.execute("rollback")
         raise
     connection.execute("commit")
 

@@ -14,7 +14,7 @@ from mlc.registry.catalog import Catalog, CatalogFault, connection, queries
 from mlc.registry.catalog.behaviour import compare, evaluations, find_evaluation, predictions
 from mlc.registry.errors import BadParameter, CorruptRecord, Locked, MissingObject, RefNotFound
 from mlc.registry.ids import blob_digest
-from mlc.tests.registry.history import History, dump
+from mlc.tests.registry.history import History, OpenLocks, dump
 
 
 @pytest.fixture
@@ -252,6 +252,24 @@ def test_a_rebuild_takes_the_lock_only_for_the_swap(grown, monkeypatch):
     assert grown.locks.taken == ["exclusive catalog"]
     assert grown.catalog.applied() == grown.journal.head()
     assert queries.log(grown, late)[0].commit == late[0]
+
+
+def test_of_two_that_find_the_catalog_missing_one_builds_it(grown, monkeypatch):
+    """The other finds it built when it gets the lock, and leaves it."""
+    grown.catalog.path.unlink()
+    original, built = grown.journal.records, []
+
+    def records(after_seq=0):
+        if not built:
+            built.append(None)
+            Catalog(grown.catalog.path, OpenLocks()).rebuild(grown)
+            built[0] = grown.catalog.path.stat().st_ino
+        return original(after_seq)
+
+    monkeypatch.setattr(grown.journal, "records", records, raising=False)
+    assert len(queries.log(grown, None)) == 3
+    assert grown.catalog.path.stat().st_ino == built[0]
+    assert damaged(grown) == []
 
 
 def test_a_rebuild_that_fails_leaves_the_old_catalog(grown, monkeypatch):
