@@ -59,8 +59,7 @@ def _say(session: Session, document: dict[str, Any], *, moved: bool) -> None:
         if text not in told:
             session.warn(text)
     before = session.repo.commit(commit["parents"][0]).metrics if commit["parents"] else {}
-    for line in made_lines(commit, session.paint, moved=moved, before=before):
-        session.line(line)
+    session.lines(made_lines(commit, session.paint, moved=moved, before=before))
 
 
 def _say_check(session: Session, check: dict[str, Any]) -> None:
@@ -75,4 +74,4 @@ def show_plan(session: Session, outcome: Any) -> None:
     from .render.plan import plan_json, plan_lines
 
     document = {"plan": plan_json(outcome.plan), "warnings": list(outcome.warnings)}
-    session.show(document, lambda: [session.line(line) for line in plan_lines(document["plan"], session.paint)][:0])
+    session.show(document, lambda: session.lines(plan_lines(document["plan"], session.paint)))

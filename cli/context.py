@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -113,6 +113,11 @@ class Session:
         """One plain line on stdout (nothing under --json)."""
         if not self.json:
             sys.stdout.write(text + "\n")
+
+    def lines(self, texts: Iterable[str]) -> None:
+        """Several plain lines on stdout."""
+        for text in texts:
+            self.line(text)
 
     def warn(self, text: str) -> None:
         """A sentence on stderr that is shown unless --json asked for silence there: the document carries it."""

@@ -16,6 +16,7 @@ from ..ops.arch.families import family_of, role_of
 from ..ops.evaluate.flips import Counts, report
 
 if TYPE_CHECKING:
+    from ..registry.ids import CommitId
     from ..registry.records import Snapshot
     from ..registry.repository import Repository
 
@@ -79,7 +80,7 @@ class Group:
         return math.sqrt(self.change / self.size) if self.known and self.size else None
 
 
-def weights(repo: Repository, a: str, b: str, *, compute: bool, progress: Callable[..., None] | None = None) -> dict[str, Any]:
+def weights(repo: Repository, a: CommitId, b: CommitId, *, compute: bool, progress: Callable[..., None] | None = None) -> dict[str, Any]:
     """Commits a and b: how many tensors differ, and by layer and role how far. Numbers stored with b serve when a is its parent."""
     before, after = (repo.snapshot(repo.commit(c).snapshot) for c in (a, b))
     old, new = ({t.name: t for t in s.tensors} for s in (before, after))
@@ -114,7 +115,7 @@ def weights(repo: Repository, a: str, b: str, *, compute: bool, progress: Callab
 Distance = tuple[float | None, float | None, float | None]  # l2, rel_l2, max_abs
 
 
-def _stored(repo: Repository, a: str, b: str) -> dict[str, Distance]:
+def _stored(repo: Repository, a: CommitId, b: CommitId) -> dict[str, Distance]:
     """What the catalog kept when b was made from a."""
     parents = repo.commit(b).parents
     if not parents or parents[0] != a:
@@ -144,7 +145,7 @@ def _computed(repo: Repository, before: Snapshot, after: Snapshot, names: Iterab
 # --- config and files ------------------------------------------------------------------------------------
 
 
-def config(repo: Repository, a: str, b: str) -> dict[str, Any]:
+def config(repo: Repository, a: CommitId, b: CommitId) -> dict[str, Any]:
     """Top-level keys of config.json: `changed` maps a key to [before, after]."""
     old, new = (_config(repo, repo.snapshot(repo.commit(c).snapshot)) or {} for c in (a, b))
     return {
@@ -154,7 +155,7 @@ def config(repo: Repository, a: str, b: str) -> dict[str, Any]:
     }
 
 
-def files(repo: Repository, a: str, b: str) -> dict[str, list[str]]:
+def files(repo: Repository, a: CommitId, b: CommitId) -> dict[str, list[str]]:
     """Files other than weights that differ, by path."""
     old, new = ({f.path: f.digest for f in repo.snapshot(repo.commit(c).snapshot).files if f.kind == "blob"} for c in (a, b))
     return {

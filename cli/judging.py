@@ -19,7 +19,7 @@ def judge_pair(session: Session, *, candidate: str | None, against: str | None) 
         repo, candidate, against=against, author=session.author(), config=session.settings, progress=session.progress
     )
     document: dict[str, Any] = {"rev": repo.resolve(candidate), "verdict": verdict_json(verdict)}
-    session.show(document, lambda: [session.line(line) for line in verdict_lines(document["verdict"], session.paint)])
+    session.show(document, lambda: session.lines(verdict_lines(document["verdict"], session.paint)))
     if verdict.outcome == "refused":
         from ..policies.gate import summary
 

@@ -11,9 +11,10 @@ from .context import Session
 
 if TYPE_CHECKING:
     from ..ops.evaluate.suite import Suite
+    from ..registry.ids import CommitId
 
 
-def pairs(session: Session, a: str, b: str, *, only: list[str] | None, measure: bool) -> Iterator[tuple[str, Any, Any]]:
+def pairs(session: Session, a: CommitId, b: CommitId, *, only: list[str] | None, measure: bool) -> Iterator[tuple[str, Any, Any]]:
     """(suite name, evaluation row of a, evaluation row of b), in name order.
 
     Everything stored for both sides with the same suite digest and no limit; with `measure`, also the configured

@@ -37,7 +37,7 @@ def edit_names(
 def _list(session: Session, kind: Kind) -> None:
     plural, head = PLURALS[kind], session.names.head
     existing: dict[str, str] = getattr(session.names, plural)
-    document: dict[str, object] = {plural: existing} | ({"head": head} if kind == "branch" else {})
+    document: dict[str, object] = {plural: existing, "head": head} if kind == "branch" else {plural: existing}
     session.show(document, lambda: _render(session, kind, existing, head))
 
 

@@ -25,8 +25,9 @@ from .coerce import lighten
 from .commands import VERBS
 from .context import Session, completing, merge_globals
 from .options import Bundle, GlobalOptions
+from .render.text import sentence
 
-PARSER_ERROR = typer.BadParameter.__mro__[2]  # the parser's base error, wherever this typer keeps it
+PARSER_ERROR: type[Exception] = typer.BadParameter.__mro__[2]  # type: ignore[assignment]  # the parser's base error, wherever this typer keeps it
 
 HELP = """Version control for model weights and for model behaviour.
 
@@ -110,7 +111,7 @@ def load(name: str) -> Any:
         app.group(module.group)
         for sub, function in module.SUBVERBS.items():
             app.add(function, sub)
-    command = typer.main.get_command(app)
+    command: Any = typer.main.get_command(app)
     command.name = name
     command.optional_values = getattr(module, "OPTIONAL_VALUES", {})
     return command
@@ -155,13 +156,10 @@ def invoke(arguments: list[str]) -> int:
         raise Interrupted("Interrupted.") from None
     except PARSER_ERROR as fault:
         context = getattr(fault, "ctx", None)
-        raise UsageError(_sentence(fault.format_message()), hint=f"{context.command_path if context else 'mlc'} --help") from None  # type: ignore[attr-defined]
+        raise UsageError(
+            sentence(" ".join(fault.format_message().split())), hint=f"{context.command_path if context else 'mlc'} --help"
+        ) from None  # type: ignore[attr-defined]
     return 0
-
-
-def _sentence(text: str) -> str:
-    text = " ".join(text.split())
-    return text if text.endswith((".", "?", "!")) else text + "."
 
 
 # --- from a function with bundles to one with plain options ------------------------------------------------

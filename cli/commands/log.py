@@ -88,5 +88,4 @@ def _render(session: Session, rows: list[Any], metrics: list[str], whole: list[A
 
         lanes = lanes_of(whole, {row.seq for row in rows}, set(branches.values()), sys.stdout.encoding)
     columns = session.width if sys.stdout.isatty() else None
-    for line in log_lines(rows, names, metrics, session.paint, lanes=lanes, columns=columns):
-        session.line(line)
+    session.lines(log_lines(rows, names, metrics, session.paint, lanes=lanes, columns=columns))

@@ -14,6 +14,9 @@ from ..render.text import count
 Files = Annotated[list[Path] | None, typer.Argument(metavar="[FILE]...", help="Policy files.", show_default="those in force here")]
 
 
+WORDS = {"number": "number", "integer": "whole number", "string": "text", "array": "list of texts"}
+
+
 def group() -> None:
     """Check, explain and try the rules of the gate."""
 
@@ -89,9 +92,8 @@ def _kind(spec: dict[str, Any]) -> str:
         return " | ".join(spec["enum"])
     if "anyOf" in spec:
         return " | ".join(_kind(part) for part in spec["anyOf"] if part.get("type") != "null")
-    return {"number": "number", "integer": "whole number", "string": "text", "array": "list of texts"}.get(
-        spec.get("type", ""), spec.get("type", "")
-    )
+    word: str = spec.get("type", "")
+    return WORDS.get(word, word)
 
 
 SUBVERBS = {"check": check, "explain": explain, "schema": schema, "test": test}

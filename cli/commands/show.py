@@ -35,8 +35,7 @@ def _render(session: Session, document: dict[str, Any]) -> None:
 
     repo = session.repo
     names = names_of(repo.head(), repo.branches(), repo.tags(), repo.aliases())
-    for line in show_lines(document["commit"], names.get(document["commit"]["id"], []), session.paint):
-        session.line(line)
+    session.lines(show_lines(document["commit"], names.get(document["commit"]["id"], []), session.paint))
     if "tensors" in document:
         from ..render.console import print_table
         from ..render.text import printable

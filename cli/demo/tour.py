@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ...registry.errors import CheckFailed
+from ...registry.ids import CommitId
 from ...registry.repository import Repository
 from ..context import Session
 
@@ -101,7 +102,7 @@ def walk(tour: Tour) -> None:
     tour.mlc("fsck", "--level", "3")
 
 
-def _tip(tour: Tour) -> str:
+def _tip(tour: Tour) -> CommitId:
     return tour.repo.resolve("main")
 
 
