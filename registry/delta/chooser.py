@@ -22,7 +22,7 @@ from .entropy import Chunks, size_of
 SPARSE_SHARE = 0.03  # of changed elements; above it a dense delta with fractional bits is shorter
 WIDE_DENSE = 0.90  # 4- and 8-byte types: a dense delta must be below this share of the standalone size, else a keyframe is the better deal
 CLOSE = 1.05
-SAMPLE = 1 << 17  # elements of a block on which candidates are compared
+SAMPLE = 1 << 16  # elements of a block on which candidates are compared
 
 
 @dataclass(frozen=True, slots=True)
