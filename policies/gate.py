@@ -112,7 +112,8 @@ def _query(rule: Rule, facts: Facts) -> RuleOutcome:
     result = facts.queries.get(rule.id)
     if result is None:
         return _skipped(rule, None, "the query was not run")
-    text = "the query returned no row" if not result.rows else f"the query returned {result.rows:,} rows, the first {result.first}"
+    found = f"{result.rows:,} row{'s' if result.rows != 1 else ''}, the first {result.first}" if result.rows else "no row"
+    text = f"the query returned {found}"
     return _outcome(rule, None, _failed(rule) if result.rows else "pass", float(result.rows), None, None, text)
 
 

@@ -154,7 +154,7 @@ def test_a_broken_policy_or_suite_is_found_before_any_work(repo, root, rules, se
 
 def test_a_rule_may_ask_the_catalog(repo, root, rules):
     rules("[[rule]]\nid = \"one-import\"\nsql = \"select 1 from commits where op = 'import' and 'main' = $branch and commit = $parent\"")
-    with pytest.raises(GateRefused, match="the query returned 1 rows"):
+    with pytest.raises(GateRefused, match="the query returned 1 row, the first"):
         lifecycle.run(repo, Scale(), author="a")
 
 

@@ -123,7 +123,7 @@ def test_a_run_that_died_right_after_its_commit_is_recorded_once(repo, root, mon
 
     outcome = lifecycle.run(repo, Scale(factor=1.01), resume=caught.value.details["run"], author="a")
 
-    assert (outcome.commit_id, outcome.ref_moved) == (tip, True)
+    assert (outcome.commit_id, outcome.commit.id, outcome.ref_moved) == (tip, tip, True)
     assert repo.branches()["main"] == tip
     assert Runs(repo).list() == []
 
