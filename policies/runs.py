@@ -25,12 +25,12 @@ from ..registry.ids import CommitId
 from ..registry.journal import utc_now
 from ..registry.records import ArtifactRecord, InputRecord, Json, canonical
 from .artifacts import ArtifactStore
-from .outcome import Progress
 
 if TYPE_CHECKING:
     import torch
 
     from ..registry.repository import Repository
+    from .outcome import Progress
 
 STATE = "state.safetensors"
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Literal
 
 from ..registry.errors import InputNotFound
 from ..registry.formats.limits import DEFAULT, Limits
-from . import documents
 
 if TYPE_CHECKING:
+    from .documents import Document
     from .schemas import SettingsFile
 
 FILE = "mlc.toml"
@@ -57,8 +57,10 @@ class Settings:
         path = root / FILE
         if not path.is_file():
             return cls.default(root)
-        document = documents.read(path)
+        from . import documents  # with their parsers and pydantic: only where there is a file
         from .schemas import SettingsFile
+
+        document = documents.read(path)
 
         return _frozen(root, documents.validate(SettingsFile, document), document)
 
@@ -106,11 +108,13 @@ def _expand(root: Path, patterns: tuple[str, ...], what: str, hint: str) -> list
     return found
 
 
-def _frozen(root: Path, checked: SettingsFile, document: documents.Document) -> Settings:
+def _frozen(root: Path, checked: SettingsFile, document: Document) -> Settings:
+    from .documents import did_you_mean
+
     known = {bound.name for bound in dataclasses.fields(Limits)}
     for key, value in checked.limits.items():
         if key not in known:
-            raise document.fault(("limits", key), f"unknown key {key!r}", hint=documents.did_you_mean(key, known))
+            raise document.fault(("limits", key), f"unknown key {key!r}", hint=did_you_mean(key, known))
         if value < 1:
             raise document.fault(("limits", key), f"{key} must be at least 1")
     return Settings(

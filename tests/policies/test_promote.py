@@ -88,7 +88,7 @@ def test_a_rule_that_did_not_fail_cannot_be_waived(repo, root, rules):
 def test_a_branch_that_went_on_meanwhile_is_not_thrown_back(repo, root, refused):
     tip = lifecycle.run(repo, Scale(factor=1.01), author="a", config=no_rules(repo)).commit_id
 
-    with pytest.raises(RefMoved, match="branch main has moved since .* was judged") as caught:
+    with pytest.raises(RefMoved, match=r"branch main has moved since .* was judged") as caught:
         accept(repo, refused)
     assert caught.value.exit_code == 9
     assert repo.branches() == {"main": tip}
