@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 
 from ..registry.errors import Interrupted, MlcError
-from .context import Globals, Session, completing, quiet_pipe, wants_traceback
+from .context import Globals, Session, completing, quiet_pipe, tolerate_any_locale, wants_traceback
 
 PROMPT_VERBS = ("status", "refs")
 FLAGS = {"--json": "json", "--quiet": "quiet", "-q": "quiet", "--no-color": "no_color"}
@@ -23,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     plain = arguments[: arguments.index("--")] if "--" in arguments else arguments
     how = {"as_json": "--json" in plain, "no_color": "--no-color" in plain}  # now: the parser takes the list apart
+    tolerate_any_locale()
     try:
         with quiet_pipe():
             return _run(arguments)

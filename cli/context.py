@@ -7,6 +7,7 @@ for what `mlc status` shows.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import sys
@@ -45,6 +46,8 @@ def merge_globals(meta: dict[str, Any], found: Any) -> Globals:
 
 class Session:
     """What a verb's function works with: the registry, and the ways to answer."""
+
+    hints = True  # whether the next likely command is named at all: the tour knows what comes next
 
     def __init__(self, given: Globals) -> None:
         self.given = given
@@ -106,8 +109,7 @@ class Session:
         if not self.json:
             render()
             return
-        indent = 2 if sys.stdout.isatty() else None
-        sys.stdout.write(json.dumps(document, ensure_ascii=False, indent=indent, allow_nan=False) + "\n")
+        sys.stdout.write(as_json(document, sys.stdout) + "\n")
 
     def line(self, text: str = "") -> None:
         """One plain line on stdout (nothing under --json)."""
@@ -129,7 +131,7 @@ class Session:
 
     def hint(self, command: str, why: str = "") -> None:
         """The next likely command, on stderr."""
-        if not (self.json or self.quiet):
+        if self.hints and not (self.json or self.quiet):
             sys.stdout.flush()
             paint = Paint(_colourful(sys.stderr, self.given))
             sys.stderr.write(paint.dim("next: ") + paint.cyan(command) + paint.dim(f"  {why}" if why else "") + "\n")
@@ -147,7 +149,9 @@ class Session:
         if self._live is None:
             from .render.progress import make_progress
 
-            self._live = make_progress(sys.stderr, quiet=self.quiet, colour=_colourful(sys.stderr, self.given))
+            # under --json what a program reads from stderr is an error object or nothing
+            quiet = self.quiet or (self.json and not sys.stderr.isatty())
+            self._live = make_progress(sys.stderr, quiet=quiet, colour=_colourful(sys.stderr, self.given))
         return self._live
 
     def ask(self, question: str, yes: bool) -> None:
@@ -172,6 +176,30 @@ class Session:
         if kind is None and "repo" in self.__dict__:
             for text in self.repo.warnings:
                 self.warn(text)
+
+
+def as_json(document: Any, stream: TextIO) -> str:
+    """One JSON text, indented for a terminal; numbers that are not finite are null, and an ASCII stream gets escapes."""
+    layout: dict[str, Any] = {"indent": 2 if stream.isatty() else None, "ensure_ascii": "utf" not in (stream.encoding or "utf-8").lower()}
+    try:
+        return json.dumps(document, allow_nan=False, **layout)
+    except ValueError:
+        return json.dumps(_finite(document), allow_nan=False, **layout)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if value - value == 0 else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def tolerate_any_locale() -> None:
+    """A terminal that cannot show a character gets a question mark, not a crash."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _colourful(stream: TextIO, given: Globals) -> bool:
@@ -226,3 +254,13 @@ def without_registry() -> Iterator[None]:
     finally:
         if named is not None:
             os.environ["MLC_REGISTRY"] = named
+
+
+@contextlib.contextmanager
+def without_hints() -> Iterator[None]:
+    """For the tour: the command that it types next is not the one that an answer would propose."""
+    Session.hints = False
+    try:
+        yield
+    finally:
+        Session.hints = True

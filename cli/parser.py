@@ -155,11 +155,15 @@ def invoke(arguments: list[str]) -> int:
     except typer.Abort:
         raise Interrupted("Interrupted.") from None
     except PARSER_ERROR as fault:
-        context = getattr(fault, "ctx", None)
-        raise UsageError(
-            sentence(" ".join(fault.format_message().split())), hint=f"{context.command_path if context else 'mlc'} --help"
-        ) from None  # type: ignore[attr-defined]
+        raise _usage(fault) from None
     return 0
+
+
+def _usage(fault: Any) -> UsageError:
+    """A parser's error as ours: its sentence, and the help page that answers it."""
+    context = getattr(fault, "ctx", None)
+    said = " ".join(fault.format_message().split())
+    return UsageError(sentence(said), hint=f"{context.command_path if context else 'mlc'} --help")
 
 
 # --- from a function with bundles to one with plain options ------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import shlex
 import sys
 import time
@@ -19,7 +20,7 @@ from typing import Any
 from ...registry.errors import CheckFailed
 from ...registry.ids import CommitId
 from ...registry.repository import Repository
-from ..context import Session
+from ..context import Session, without_hints
 
 TRAINING = ("--steps", "150", "--lr", "1e-3", "--seed", "0")
 
@@ -38,11 +39,12 @@ class Tour:
 
     def mlc(self, *words: str, expect: int = 0) -> None:
         """Type one command, let it answer, and insist on its exit code."""
-        self._write(self.session.paint.cyan(f"$ mlc {shlex.join(words)}") + "\n")
+        typed = f"mlc {' '.join(map(_quoted, words))}"
+        self._write(self.session.paint.cyan(f"$ {typed}") + "\n")
         start = time.perf_counter()
-        with _stdout_elsewhere(self.session.json):
+        with _stdout_elsewhere(self.session.json), without_hints():
             code = self.main([*words, *(("--no-color",) if self.session.given.no_color else ())])
-        self.steps.append({"command": f"mlc {shlex.join(words)}", "exit_code": code, "seconds": round(time.perf_counter() - start, 2)})
+        self.steps.append({"command": typed, "exit_code": code, "seconds": round(time.perf_counter() - start, 2)})
         if expect:
             self._write(self.session.paint.dim(f"(exit code {code})") + "\n")
         self.insist(code == expect, f"`mlc {words[0]}` ended with exit code {code}; {expect} was expected")
@@ -100,6 +102,11 @@ def walk(tour: Tour) -> None:
     for path, digest in target.items():
         tour.proof(f"sha256 {digest[:16]}…  {path}")
     tour.mlc("fsck", "--level", "3")
+
+
+def _quoted(word: str) -> str:
+    """As a person types it: HEAD~1 needs no quotes in the middle of a word."""
+    return word if re.fullmatch(r"[\w@%+=:,./-][\w@%+=:,./~-]*", word) else shlex.quote(word)
 
 
 def _tip(tour: Tour) -> CommitId:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import io
+import json
+import os
 import subprocess
 import sys
 from importlib import import_module
@@ -11,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from mlc.cli.commands import VERBS
+from mlc.cli.context import as_json
 from mlc.registry.errors import GateRefused, Locked
 from mlc.tests.cli.running import run_cli
 
@@ -150,6 +154,21 @@ def test_light_commands_import_nothing_heavy(repo, arguments: list[str]):
     assert not HEAVY & loaded
     if arguments in (["status"], ["refs"]):
         assert not HEAVIER & loaded
+
+
+def test_a_terminal_without_the_characters_gets_question_marks_and_valid_json(work):
+    run_cli("branch", "trial")
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    for words in (["show", work.refused], ["log", "--graph", "--all"]):
+        command = [sys.executable, "-P", "-m", "mlc", *words]
+        shown = subprocess.run(command, capture_output=True, cwd=work.root, env=environment)
+        assert (shown.returncode, b"Internal" in shown.stderr) == (0, False)
+        answer = subprocess.run([*command, "--json"], capture_output=True, cwd=work.root, env=environment, check=True)
+        assert json.loads(answer.stdout.decode("ascii"))
+
+
+def test_numbers_that_are_not_finite_are_null():
+    assert as_json({"a": [float("nan"), 1.5], "b": float("inf")}, io.StringIO()) == '{"a": [null, 1.5], "b": null}'
 
 
 def _raising(fault: BaseException):
