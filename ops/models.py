@@ -58,10 +58,13 @@ def build(view: ModelView) -> PreTrainedModel:
     """A module of the view's class with unset parameters, ties made, shapes checked against what is stored."""
     import torch
     from transformers.initialization import no_init_weights
+    from transformers.utils import logging
 
+    logging.set_verbosity_error()  # its advice on stderr is for people who call it by hand
     config = read_config(view)
     auto = _auto_class(view, config)
-    if (layers := getattr(config, "num_hidden_layers", 0)) and layers > len(view.names()):
+    layers = getattr(config, "num_hidden_layers", None)
+    if isinstance(layers, int) and layers > len(view.names()):
         raise Incompatible(f"config.json speaks of {layers} layers, the model has only {len(view.names())} tensors")
     # First without memory: a config that asks for absurd shapes is refused before anything is allocated.
     with torch.device("meta"), no_init_weights():

@@ -12,12 +12,19 @@ if TYPE_CHECKING:
     from .train import Update
 
 
-def check_context(op: Update, view: ModelView) -> None:
-    """Raise BadParameter when the rows are longer than the model's longest sequence."""
+USUAL_ROW = 128  # tokens per row when nothing is said
+
+
+def row_length(op: Update, view: ModelView) -> int:
+    """Tokens per row: as asked, else USUAL_ROW or the model's longest sequence. Raises BadParameter when more is asked than that."""
     family, config = family_of(view.config), view.config or {}
     limit = config.get(family.context_key) if family and family.context_key else None
-    if isinstance(limit, int) and op.seq_len > limit:
+    limit = limit if isinstance(limit, int) else None
+    if op.seq_len is None:
+        return min(USUAL_ROW, limit or USUAL_ROW)
+    if limit is not None and op.seq_len > limit:
         raise BadParameter(f"--seq-len {op.seq_len} is longer than the model's context of {limit}", hint=f"use --seq-len {limit} or less")
+    return op.seq_len
 
 
 def default_rate(parameters: int, method: str) -> float:

@@ -10,7 +10,7 @@ from ..arch import layer_of
 from ..base import Plan
 from ..data.corpus import read_corpus
 from .layout import expandable, expanded_names, lay_out, sources_for
-from .limits import check_context, default_rate
+from .limits import default_rate, row_length
 
 if TYPE_CHECKING:
     from ...registry.view import ModelView
@@ -25,14 +25,14 @@ FLOPS_PER_SECOND = 4e10
 
 def plan(op: Update, view: ModelView) -> Plan:
     """The plan of `op` on `view`. Raises what `apply` would raise for missing files, bad data and models that cannot be updated so."""
-    check_context(op, view)
+    length = row_length(op, view)
     corpus = read_corpus(op.data)
     for replay in op.replays:
         if replay.path is not None:
             read_corpus(replay.path, role="replay")
     elements = _count(view, view.names())
     touches, trainable, bytes_touched, what = _reach(op, view)
-    tokens = op.steps * op.batch * op.grad_accum * op.seq_len
+    tokens = op.steps * op.batch * op.grad_accum * length
     taught = sum(r.path is None for r in op.replays)  # the parent stays in memory as a teacher
     passes = 4 if op.method != "full" else 6  # per parameter and token: without weight gradients of frozen tensors one third is saved
     return Plan(
@@ -42,10 +42,11 @@ def plan(op: Update, view: ModelView) -> Plan:
         trainable=trainable,
         steps=op.steps,
         seconds=round(op.steps * op.grad_accum * SECONDS_PER_STEP + passes * elements * tokens / FLOPS_PER_SECOND, 1),
-        memory=MASTER * (elements * (1 + taught) + 3 * trainable) + _activations(op, view),
+        memory=MASTER * (elements * (1 + taught) + 3 * trainable) + _activations(op.batch * length, view),
         details={
             "method": op.method,
             "tokens": tokens,
+            "seq_len": length,
             "data_bytes": corpus.record.bytes,
             "lr": op.lr if op.lr is not None else default_rate(elements, op.method),
             "replay": {r.label: r.share for r in op.replays},
@@ -87,12 +88,11 @@ def _adapter_reach(op: Update, view: ModelView) -> tuple[tuple[str, ...], int, i
     return names, spec.rank * sides, MASTER * spec.rank * sides, f"an adapter of rank {spec.rank}"
 
 
-def _activations(op: Update, view: ModelView) -> int:
+def _activations(tokens: int, view: ModelView) -> int:
     """A rough upper estimate: 24 values of model width per token and block, and the logits with their gradient."""
     config = view.config or {}
     width = config.get("hidden_size") or config.get("n_embd") or 0
     blocks = config.get("num_hidden_layers") or config.get("n_layer") or 0
-    tokens = op.batch * op.seq_len
     return MASTER * tokens * (24 * width * blocks + 3 * (config.get("vocab_size") or 0))
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...registry.records import InputRecord
 from ..data import Marks, Mixture, Source, pack, read_corpus
 from ..models import load_core_tokenizer, special_tokens
-from .limits import check_context
+from .limits import row_length
 from .options import Replay
 from .replay import sampled_rows
 
@@ -38,21 +38,21 @@ class Prepared:
 
 def prepare(op: Update, view: ModelView, run: Run) -> Prepared:
     """Read, tokenise and pack everything that `op` names. Raises BadInputFile, BadParameter, VocabularyMismatch."""
-    check_context(op, view)
+    length = row_length(op, view)
     core = load_core_tokenizer(view)
     special = special_tokens(view, core)
     marks = Marks(*(core.token_to_id(special[k]) if k in special else None for k in ("bos_token", "eos_token")))
     corpus = read_corpus(op.data)
-    packed = pack(corpus, core, marks, op.seq_len, holdout=op.holdout, least=op.batch)
+    packed = pack(corpus, core, marks, length, holdout=op.holdout, least=op.batch)
     inputs = [corpus.record]
     sources = [Source("data", packed.train, 1 - sum(r.share for r in op.replays))]
     old: dict[str, Tensor] = {}
     for number, replay in enumerate(op.replays):
         if replay.path is None:
-            rows, spare = sampled_rows(view, run, count=rows_needed(op, replay), length=op.seq_len, first=marks.first)
+            rows, spare = sampled_rows(view, run, count=rows_needed(op, replay), length=length, first=marks.first)
         else:
             text = read_corpus(replay.path, role="replay")
-            parts = pack(text, core, marks, op.seq_len, holdout=op.holdout or 0.05)
+            parts = pack(text, core, marks, length, holdout=op.holdout or 0.05)
             inputs.append(text.record)
             rows, spare = parts.train, parts.held if len(parts.held) else parts.train
         sources.append(Source(f"replay{number}", rows, replay.share))

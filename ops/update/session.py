@@ -100,6 +100,7 @@ def resolve(op: Update, view: ModelView, run: Run) -> TrainSettings:
 def _facts(op: Update, s: TrainSettings, rows: Prepared, outcome: Any, module: nn.Module) -> dict[str, Any]:
     return {
         "method": op.method,
+        "seq_len": rows.mixture.seq_len,
         "lr": s.lr,
         "warmup_steps": s.warmup,
         "precision": s.precision,

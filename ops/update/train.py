@@ -36,7 +36,7 @@ class Update(Operation):
     steps: int = option(150, help="optimizer steps")
     lr: float | None = option(None, help="peak learning rate (default: by model size and method)")
     batch: int = option(8, help="rows per micro-batch")
-    seq_len: int = option(128, help="tokens per row")
+    seq_len: int | None = option(None, help="tokens per row (default: 128, or the model's context where that is shorter)")
     expand: int = option(0, help="add N blocks that change nothing at first, and train only them")
     where: str = option("interleave", help="where new blocks go: interleave, append, importance, or block numbers such as 1,3")
     replay: tuple[str, ...] = option((), help="FILE:RATIO or self:RATIO: share of the rows taken from old text, or from the model itself")
@@ -54,7 +54,7 @@ class Update(Operation):
         _require(bool(self.data), "--data needs the path of a text file")
         for flag, value in (("steps", self.steps), ("batch", self.batch), ("grad-accum", self.grad_accum)):
             _require(value >= 1, f"--{flag} must be at least 1, not {value}")
-        _require(self.seq_len >= 2, f"--seq-len must be at least 2, not {self.seq_len}")
+        _require(self.seq_len is None or self.seq_len >= 2, f"--seq-len must be at least 2, not {self.seq_len}")
         _require(self.expand >= 0, f"--expand must not be negative, it is {self.expand}")
         _require(self.save_every >= 0, f"--save-every must not be negative, it is {self.save_every}")
         _require(self.lr is None or (math.isfinite(self.lr) and self.lr > 0), f"--lr must be a positive number, not {self.lr}")

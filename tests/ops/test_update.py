@@ -291,6 +291,12 @@ def test_rows_longer_than_the_context_are_refused_by_plan_and_run(llama, text):
             attempt()
 
 
+def test_rows_fit_a_short_context_when_no_length_is_asked_for(llama, text):
+    run, op = MemoryRun(), update(text, seq_len=None, steps=1)
+    result(op, llama, run)
+    assert run.records["training"]["seq_len"] == op.plan(llama).details["seq_len"] == 64
+
+
 def test_missing_and_empty_data_are_refused_by_the_plan(llama, tmp_path):
     with pytest.raises(InputNotFound):
         update(tmp_path / "no.txt").plan(llama)
