@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, Unpack
 
-from ..registry.errors import BadParameter, GateRefused, RefMoved, RefNotFound
+from ..registry.errors import BadParameter, RefMoved, RefNotFound
 from ..registry.ids import CommitId, RefName, short
 from ..registry.lineage import is_ancestor, parents_in
 from ..registry.records import RefUpdate, Verdict
 from .court import Case, Court
 from .gate import summary
 from .outcome import How, Request
-from .standing import expired, require_accepted, standing
+from .standing import expired, refusal, require_accepted, standing
 
 if TYPE_CHECKING:
     from ..registry.repository import Repository
@@ -65,19 +65,13 @@ def _judge_again(repo: Repository, request: Request, alias: str, old: CommitId |
     """Law: aliases re-check on every move. Going back to what the alias stood for before was judged then."""
     verdict = standing(repo, new)
     if over := expired(verdict):
-        raise GateRefused(
-            f"{short(new)} stands on a waiver of {over[0].rule} that ended on {over[0].until}",
-            hint="mlc gate REV, then mlc accept with a new date",
-            verdict=verdict.to_json(),
-        )
+        said = f"{short(new)} stands on a waiver of {over[0].rule} that ended on {over[0].until}"
+        raise refusal(repo, new, verdict, said, f"mlc gate {short(new)}")
     if old is None or is_ancestor(new, old, parents_in(repo)):
         return
     commit = repo.commit(new)
     case = Case(commit.op.name, repo.snapshot(commit.snapshot), old, branch=None, params=commit.op.params, check=commit.check)
     again: Verdict = Court.open(repo, request).hear(case).verdict
     if again.outcome == "refused":
-        raise GateRefused(
-            f"@{alias.removeprefix('@')} stays at {short(old)}: beside it, {short(new)} is refused by {summary(again)}",
-            hint=f"mlc diff {short(old)} {short(new)} --flips",
-            verdict=again.to_json(),
-        )
+        said = f"@{alias.removeprefix('@')} stays at {short(old)}: beside it, {short(new)} is refused by {summary(again)}"
+        raise refusal(repo, new, again, said, f"mlc diff {short(old)} {short(new)} --flips")

@@ -6,15 +6,16 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from ..registry.errors import BadParameter, GateRefused, RefMoved
+from ..registry.errors import BadParameter, RefMoved
 from ..registry.ids import CommitId, short
 from ..registry.journal import utc_now
 from ..registry.records import Verdict, Waiver
 from .documents import did_you_mean
-from .gate import failures, summary, waive
+from .gate import failures, summary
+from .gate import waive as waive_rules
 from .outcome import Outcome, Progress
 from .settings import Settings
-from .standing import bodies, last_day, standing
+from .standing import bodies, last_day, refusal, standing
 from .targets import Target, check_name
 
 if TYPE_CHECKING:
@@ -43,7 +44,10 @@ def accept(
     if verdict.outcome != "refused":
         raise BadParameter(f"{short(commit_id)} was not refused: there is nothing to accept", hint=f"mlc show {short(commit_id)}")
     waivers = _waivers(verdict, waive, reason, until, author)
-    decided = _decided(verdict, waivers, commit_id)
+    decided = waive_rules(verdict, waivers)
+    if decided.outcome == "refused":
+        hint = " ".join(f"--waive {name}" for name in dict.fromkeys(o.rule for o in failures(verdict)))
+        raise refusal(repo, commit_id, decided, f"{short(commit_id)} is still refused by {summary(decided)}", hint)
     target = _meant_for(repo, commit_id, branch)
     body = {"kind": "accept", "commit": commit_id, "verdict": decided.to_json()}
     repo.record(body, refs=[target.update(commit_id)], author=author)
@@ -66,18 +70,6 @@ def _waivers(verdict: Verdict, names: Sequence[str], reason: str, until: str | N
         raise BadParameter(f"the waiver would end on {until}, which has passed", hint="--until takes a day to come")
     time = utc_now()
     return [Waiver(name, reason.strip(), author, time, until) for name in dict.fromkeys(names)]
-
-
-def _decided(verdict: Verdict, waivers: list[Waiver], commit_id: CommitId) -> Verdict:
-    decided = waive(verdict, waivers)
-    if decided.outcome == "refused":
-        raise GateRefused(
-            f"{short(commit_id)} is still refused by {summary(decided)}",
-            hint=" ".join(f"--waive {name}" for name in dict.fromkeys(o.rule for o in failures(verdict))),
-            verdict=decided.to_json(),
-            commit=commit_id,
-        )
-    return decided
 
 
 def _meant_for(repo: Repository, commit_id: CommitId, branch: str | None) -> Target:

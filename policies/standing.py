@@ -10,6 +10,7 @@ from ..registry.errors import BadParameter, GateRefused
 from ..registry.ids import CommitId, short
 from ..registry.records import Verdict, Waiver
 from .gate import summary
+from .outcome import Outcome
 
 if TYPE_CHECKING:
     from ..registry.repository import Repository
@@ -38,12 +39,15 @@ def require_accepted(repo: Repository, commit_id: CommitId, what: str) -> None:
     """Raises GateRefused when the commit was refused and never accepted. `what` names what it was wanted for."""
     verdict = standing(repo, commit_id)
     if verdict.outcome == "refused":
-        raise GateRefused(
-            f"{short(commit_id)} was refused ({summary(verdict)}): {what}",
-            hint=f"mlc accept {short(commit_id)} --waive RULE --reason TEXT",
-            verdict=verdict.to_json(),
-            commit=commit_id,
-        )
+        said = f"{short(commit_id)} was refused ({summary(verdict)}): {what}"
+        raise refusal(repo, commit_id, verdict, said, f"mlc accept {short(commit_id)} --waive RULE --reason TEXT")
+
+
+def refusal(repo: Repository, commit_id: CommitId, verdict: Verdict, message: str, hint: str) -> GateRefused:
+    """A refusal about a commit that exists already; like every refusal it carries the outcome that is shown."""
+    commit = repo.commit(commit_id)
+    outcome = Outcome(commit, commit_id, None, False, verdict, commit.check)
+    return GateRefused(message, hint=hint, outcome=outcome, verdict=verdict.to_json(), commit=commit_id)
 
 
 def expired(verdict: Verdict, today: date | None = None) -> list[Waiver]:

@@ -60,6 +60,9 @@ def test_no_way_in_moves_a_ref_past_a_closed_gate(closed, way):
         WAYS[way](closed)
 
     assert caught.value.exit_code in (2, 4)
+    if caught.value.exit_code == 4 and way != "a question":  # what the command line shows of a refusal
+        assert not caught.value.details["outcome"].ref_moved
+        assert repo.commit(caught.value.details["outcome"].commit_id).verdict.outcome == "refused"
     assert repo.refs.all() == refs
     accepted = {c.stem for c in repo.commits_dir.iterdir() if repo.commit(c.stem).verdict.outcome != "refused"}
     assert len(accepted) == 3  # the root and the two that came before the gate was closed
