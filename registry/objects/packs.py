@@ -35,12 +35,14 @@ class PackSet:
         self.directory = directory
         self._lock = threading.RLock()
         self._stamp: int | None = None  # mtime of the listing, None when it must be taken again
-        self._names: frozenset[str] = frozenset()
+        self._files: set[str] = set()  # everything in the listing
+        self._names: set[str] = set()  # ids of the packs in it
         self._bad: dict[str, frozenset[str]] = {}  # pack -> digests in quarantine
         self._tables: OrderedDict[str, memoryview] = OrderedDict()
         self._maps: OrderedDict[str, mmap.mmap] = OrderedDict()
-        self._midx: MultiIndex | None = None
-        self._uncovered: list[str] = []
+        self._midx: MultiIndex | None = None  # the file of that name, or one made in memory
+        self._midx_file: tuple[int, ...] | None = None  # which file that was
+        self._uncovered: list[str] = []  # packs that it does not know
 
     # --- the listing -----------------------------------------------------------------------------------------
 
@@ -49,12 +51,6 @@ class PackSet:
         with self._lock:
             self.refresh()
             return sorted(self._names)
-
-    def uncovered(self) -> list[str]:
-        """Packs that the multi-pack index does not know."""
-        with self._lock:
-            self.refresh()
-            return list(self._uncovered)
 
     def refresh(self) -> bool:
         """Take the listing again if the directory may have changed; True when it did."""
@@ -71,25 +67,38 @@ class PackSet:
             return True
 
     def _list(self) -> None:
-        files = os.listdir(self.directory) if self.directory.is_dir() else []
-        self._names = frozenset(name[5:-5] for name in files if name.startswith("pack-") and name.endswith(".pack"))
-        self._bad = {name[5:-4]: self._quarantined(name) for name in files if name.startswith("pack-") and name.endswith(".bad")}
-        self._midx = MultiIndex.load(self.directory / "midx") if "midx" in files else None
-        self._uncovered = self._beyond(self._midx)
+        files = set(os.listdir(self.directory)) if self.directory.is_dir() else set()
+        new, lost = files - self._files, self._files - files  # ten thousand names that stayed are not looked at again
+        fresh, gone = _ids(new, ".pack"), _ids(lost, ".pack")
+        self._files, self._names = files, (self._names | fresh) - gone
+        self._bad = {pack: self._quarantined(pack) for pack in (self._bad.keys() | _ids(new, ".bad")) - _ids(lost, ".bad")}
+        if (file := self._midx_identity()) == self._midx_file:
+            self._uncovered = [*(pack for pack in self._uncovered if pack not in gone), *sorted(fresh)]
+        else:
+            self._midx, self._midx_file = MultiIndex.load(self.directory / "midx"), file
+            self._uncovered = self._beyond(self._midx)
+
+    def _midx_identity(self) -> tuple[int, ...] | None:
+        try:
+            stat = os.stat(self.directory / "midx")
+        except FileNotFoundError:
+            return None
+        return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
     def _beyond(self, index: MultiIndex | None) -> list[str]:
         return sorted(self._names - index.packs if index else self._names)
 
-    def _quarantined(self, name: str) -> frozenset[str]:
-        return frozenset((self.directory / name).read_text(encoding="ascii").split())
+    def _quarantined(self, pack: str) -> frozenset[str]:
+        try:
+            return frozenset(self.path(pack, "bad").read_text(encoding="ascii").split())
+        except FileNotFoundError:
+            return frozenset()
 
     # --- finding ---------------------------------------------------------------------------------------------
 
     def find(self, digest: Digest) -> ObjectInfo | None:
         """The record of an object, or None. Looks for new packs before it says None."""
         with self._lock:
-            if self._stamp is None:
-                self.refresh()
             found = self._find(digest)
             if found is None and self.refresh():
                 found = self._find(digest)
@@ -200,6 +209,7 @@ class PackSet:
             self.refresh()
             marked = self._bad.get(info.pack, frozenset()) | {info.digest}
             fs.replace_text(self.path(info.pack, "bad"), "".join(f"{digest}\n" for digest in sorted(marked)))
+            self._bad[info.pack] = marked
             self.forget(info.pack)
 
     def forget(self, pack: str) -> None:
@@ -208,6 +218,10 @@ class PackSet:
             self._maps.pop(pack, None)
             self._tables.pop(pack, None)
             self._stamp = None
+
+
+def _ids(files: set[str], suffix: str) -> set[str]:
+    return {name[5 : -len(suffix)] for name in files if name.endswith(suffix) and name.startswith("pack-")}
 
 
 def _touch(cache: OrderedDict[str, T], key: str) -> T | None:
