@@ -109,7 +109,7 @@ class Session:
         if not self.json:
             render()
             return
-        sys.stdout.write(as_json(document, sys.stdout) + "\n")
+        sys.stdout.write(json_text(document, sys.stdout) + "\n")
 
     def line(self, text: str = "") -> None:
         """One plain line on stdout (nothing under --json)."""
@@ -178,7 +178,7 @@ class Session:
                 self.warn(text)
 
 
-def as_json(document: Any, stream: TextIO) -> str:
+def json_text(document: Any, stream: TextIO) -> str:
     """One JSON text, indented for a terminal; numbers that are not finite are null, and an ASCII stream gets escapes."""
     layout: dict[str, Any] = {"indent": 2 if stream.isatty() else None, "ensure_ascii": "utf" not in (stream.encoding or "utf-8").lower()}
     try:

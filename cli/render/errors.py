@@ -19,7 +19,7 @@ def report(fault: MlcError, *, as_json: bool, no_color: bool) -> int:
     """Print the error and return its exit code."""
     sys.stdout.flush()
     if as_json:
-        sys.stderr.write(as_json(error_document(fault), sys.stderr) + "\n")
+        sys.stderr.write(json_text(error_document(fault), sys.stderr) + "\n")
         return fault.exit_code
     paint = stderr_paint(no_color)
     sys.stderr.write(f"{paint.red(paint.bold('error:'))} {sentence(fault.message)}\n")

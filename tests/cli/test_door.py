@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from mlc.cli.commands import VERBS
-from mlc.cli.context import as_json
+from mlc.cli.context import json_text
 from mlc.registry.errors import GateRefused, Locked
 from mlc.tests.cli.running import run_cli
 
@@ -168,7 +168,7 @@ def test_a_terminal_without_the_characters_gets_question_marks_and_valid_json(wo
 
 
 def test_numbers_that_are_not_finite_are_null():
-    assert as_json({"a": [float("nan"), 1.5], "b": float("inf")}, io.StringIO()) == '{"a": [null, 1.5], "b": null}'
+    assert json_text({"a": [float("nan"), 1.5], "b": float("inf")}, io.StringIO()) == '{"a": [null, 1.5], "b": null}'
 
 
 def _raising(fault: BaseException):
