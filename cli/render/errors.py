@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 from ...registry.errors import MlcError
-from ..context import stderr_paint
+from ..context import json_text, stderr_paint
 from .text import sentence
 
 
