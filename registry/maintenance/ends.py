@@ -35,6 +35,8 @@ def _check_small_files(repo: Any, notes: Notes) -> None:
         notes.fault(0, "format", "format", "the file does not say `mlc 1`")
     try:
         repo.head()
+        if not (repo.path / "HEAD").read_bytes().endswith(b"\n"):
+            notes.fault(0, "head", "HEAD", "the file is cut short")
     except (IntegrityError, NotFound) as fault:
         notes.error(0, "head", "HEAD", fault)
 

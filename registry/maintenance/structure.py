@@ -15,8 +15,10 @@ from ..catalog.checksums import Checksum, loaded_checksums, object_checksum, tab
 from ..catalog.connection import Damaged, applied, duckdb_error, memory, one_line, reader
 from ..catalog.projection import project
 from ..errors import IntegrityError
-from ..objects.layout import parse_index, parse_trailer
+from ..ids import record_digest
+from ..objects.layout import ObjectInfo, parse_index, parse_trailer
 from ..objects.midx import MultiIndex
+from ..records import canonical
 from .findings import Notes
 from .inspection import InspectingSource, Inventory, fold
 
@@ -62,9 +64,16 @@ def _check_pack(repo: Any, notes: Notes, pack: str, inventory: Inventory) -> Non
     try:
         for info in packs.records(pack):
             inventory.add(info)
-            packs.payload(info)
+            _check_place(notes, packs, info)
     except IntegrityError as fault:
         notes.error(1, "pack", pack, fault)
+
+
+def _check_place(notes: Notes, packs: Any, info: ObjectInfo) -> None:
+    try:
+        packs.payload(info)
+    except IntegrityError as fault:
+        notes.error(1, "object", info.digest, fault)
 
 
 def _check_midx(repo: Any, notes: Notes) -> None:
@@ -120,18 +129,17 @@ def _check_mirror(repo: Any, notes: Notes, source: InspectingSource) -> None:
     for wait in PATIENCE:
         time.sleep(wait)
         mirrored, head = repo.refs.mirrored(), repo.journal.head()[0]
-        if 0 < mirrored <= head and not (wrong := _mirror_differences(repo, source, mirrored)):
+        wrong = _mirror_differences(repo, source, mirrored) if 0 < mirrored <= head else ["seq"]
+        if not wrong:
             if mirrored < head:
                 notes.remark(1, "mirror", "refs/seq", f"the ref files stand at record {mirrored}, the journal at {head}")
             return
-    if not wrong:
-        notes.fault(1, "mirror", "refs/seq", "the file that says how far the ref files are is missing or damaged")
     for name in wrong:
         notes.fault(1, "mirror", f"refs/{name}", "the file does not say what the journal says")
 
 
 def _mirror_differences(repo: Any, source: InspectingSource, upto: int) -> list[str]:
-    """Names of ref files that differ from the refs as of record `upto`."""
+    """Names of files below `refs` that do not say where the refs were as of record `upto`."""
     refs: dict[str, str] = source.refs
     if upto != source.last:
         refs = {}
@@ -142,6 +150,8 @@ def _mirror_differences(repo: Any, source: InspectingSource, upto: int) -> list[
     files = [path for path in paths if path.is_file() and not path.name.startswith(".")]
     here = {path.relative_to(root).as_posix(): path.read_text(encoding="ascii", errors="replace") for path in files}
     there = {name: f"{commit}\n" for name, commit in refs.items()}
+    here["seq"] = (root / "seq").read_text(encoding="ascii", errors="replace")
+    there["seq"] = f"{upto} {record_digest('mlc.refs.v1', canonical(refs))}\n"
     return sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
 
 

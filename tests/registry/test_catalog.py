@@ -470,6 +470,7 @@ def test_log_filters_and_its_rows_still_hang_together(forked):
     assert told(rows) == "eb"
     assert rows[0].parent_seqs == [rows[1].seq]
     assert told(queries.log(forked, [forked.names["e"]], op="unlearn.ssd")) == "b"
+    assert told(queries.log(forked, [forked.names["e"]], op="unl")) == ""
     assert told(queries.log(forked, [forked.names["e"]], 1, op="unlearn")) == "e"
     assert told(queries.log(forked, [forked.names["e"]], since=queries.log(forked, None)[1].time)) == "ed"
 
