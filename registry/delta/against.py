@@ -16,7 +16,7 @@ from torch import Tensor
 from ...kernels.planes import ORDERED
 from ..errors import CorruptRecord
 from . import integers
-from .alone import segments, stacked
+from .alone import fill, segments, stacked
 from .buffers import bits, differ
 from .crew import delta_planes, each, join_planes, split_planes, undelta_planes
 from .entropy import Chunks, decode_section, encode_section, size_of
@@ -29,7 +29,7 @@ HEAD = struct.Struct("<BI")  # form of a segment, its bytes
 PLANES, INTEGERS = range(2)
 COUNT = struct.Struct("<I")
 
-Base = Callable[[slice], Tensor]  # the elements of the base in a segment: stored, or forecast when they are needed
+Base = Callable[[slice], Tensor]  # a range of the base: stored elsewhere, or forecast, when it is needed and no more than is needed
 
 
 # --- everywhere ----------------------------------------------------------------------------------------------
@@ -56,9 +56,9 @@ def parts_of(exponent: np.ndarray) -> list[int]:
     return [*parts, open_part] if open_part else parts
 
 
-def encode_dense(target: Tensor, base: Base) -> Chunks:
+def encode_dense(target: Tensor, base: Base, row: int = 1) -> Chunks:
     """Every element's distance, segment by segment: as byte planes, or as integers where that is clearly shorter."""
-    coded = each(lambda part: _encode_segment(target[part], base(part)), segments(len(target)))
+    coded = each(lambda part: _encode_segment(target[part], base(part)), segments(len(target), row))
     return [chunk for segment in coded for chunk in segment]
 
 
@@ -76,18 +76,18 @@ def _encode_segment(target: Tensor, base: Tensor) -> Chunks:
     return [HEAD.pack(form, size_of(coded)), *coded]
 
 
-def decode_dense(data: memoryview, base: Base, out: Tensor) -> None:
-    """The inverse of `encode_dense`, into `out` `[n]`."""
+def decode_dense(data: memoryview, count: int, row: int, wanted: slice, base: Base, out: Tensor) -> None:
+    """Elements `wanted` of the block of `count` elements that `encode_dense` coded, into `out`."""
     work = []
-    for part in segments(len(out)):
+    for part in segments(count, row):
         form, length = HEAD.unpack(data[: HEAD.size]) if len(data) >= HEAD.size else (0, len(data))
         if HEAD.size + length > len(data):
             raise CorruptRecord("a dense block is cut short")
-        work.append((part, form, data[HEAD.size : HEAD.size + length]))
+        work.append((part, (form, data[HEAD.size : HEAD.size + length])))
         data = data[HEAD.size + length :]
     if len(data):
         raise CorruptRecord("a dense block is longer than it says")
-    each(lambda item: _decode_segment(item[1], item[2], base(item[0]), out[item[0]]), work)
+    fill(out, wanted, work, lambda part, coded, room: _decode_segment(coded[0], coded[1], base(part), room))
 
 
 def _decode_segment(form: int, body: memoryview, base: Tensor, out: Tensor) -> None:
@@ -125,22 +125,24 @@ def encode_sparse(target: Tensor, base: Tensor) -> Chunks:
     return [COUNT.pack(len(where)), *encode_section(streams)]
 
 
-def decode_sparse(data: memoryview, base: Tensor, out: Tensor) -> None:
-    """The inverse of `encode_sparse`, into `out` `[n]`."""
-    count = COUNT.unpack(data[: COUNT.size])[0] if len(data) >= COUNT.size else -1
-    if not 0 <= count <= len(base):
+def decode_sparse(data: memoryview, count: int, wanted: slice, base: Base, out: Tensor) -> None:
+    """Elements `wanted` of the block of `count` elements that `encode_sparse` coded, into `out`."""
+    changed = COUNT.unpack(data[: COUNT.size])[0] if len(data) >= COUNT.size else -1
+    if not 0 <= changed <= count:
         raise CorruptRecord("a sparse block is cut short, or changes more elements than there are")
-    streams, rest = decode_section(data[COUNT.size :], [count] * (4 + base.element_size()))
+    streams, rest = decode_section(data[COUNT.size :], [changed] * (4 + out.element_size()))
     if len(rest):
         raise CorruptRecord("a sparse block is longer than it says")
-    planes, gaps = stacked(streams, count), torch.empty(count, dtype=torch.int32)
+    planes, gaps = stacked(streams, changed), torch.empty(changed, dtype=torch.int32)
     join_planes(planes[:4], gaps)
     where = np.cumsum(gaps.numpy().astype(np.int64) + 1) - 1
-    if count and not 0 <= where.min() <= where.max() < len(base):
+    if changed and not 0 <= where.min() <= where.max() < count:
         raise CorruptRecord("a sparse block changes elements that do not exist")
-    values = torch.empty(count, dtype=base.dtype)
-    undelta_planes(planes[4:], pick(base, where), values)
-    bits(out)[:] = bits(base)
+    here = (where >= wanted.start) & (where < wanted.stop)
+    where, planes, known = where[here] - wanted.start, planes[4:, torch.from_numpy(here)], base(wanted)
+    values = torch.empty(len(where), dtype=out.dtype)
+    undelta_planes(planes, pick(known, where), values)
+    bits(out)[:] = bits(known)
     place(out, where, values)
 
 

@@ -1,9 +1,13 @@
 """Codecs of one block (at most 64 MiB of one tensor) without a base: one value throughout, or byte planes.
 
-Work goes by segments of half a million elements, so that every pass finds its data in the processor's cache. Only bits are moved here.
+Work goes by segments of whole rows, half a million elements, so that every pass finds its data in the processor's cache, and so that a
+range of a tensor, or of the base of its delta, is read without the rest. Only bits are moved here.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,13 +18,15 @@ from .buffers import bits
 from .crew import each, join_planes, split_planes
 from .entropy import Chunks, decode_section, encode_section, section_size
 
+T = TypeVar("T")
 SEGMENT = 1 << 19  # elements; part of the formats of planes and dense: never change it
 GLANCE = 1 << 12  # elements that are compared first
 
 
-def segments(count: int) -> list[slice]:
-    """The segments of a vector of `count` elements."""
-    return [slice(start, min(start + SEGMENT, count)) for start in range(0, count, SEGMENT)]
+def segments(count: int, row: int = 1) -> list[slice]:
+    """The segments of a vector of `count` elements: whole rows of `row` elements, unless a row is longer than a segment."""
+    step = SEGMENT // row * row if 0 < row <= SEGMENT else SEGMENT
+    return [slice(start, min(start + step, count)) for start in range(0, count, step)]
 
 
 def encode_constant(target: Tensor) -> Chunks | None:
@@ -39,22 +45,38 @@ def decode_constant(data: memoryview, out: Tensor) -> None:
     values[:] = np.frombuffer(data, values.dtype)
 
 
-def encode_planes(target: Tensor) -> Chunks:
+def encode_planes(target: Tensor, row: int = 1) -> Chunks:
     """Planes of the tensor alone: the exponent plane shortens by Huffman, those of mantissa bits mostly stay raw."""
-    coded = each(lambda part: encode_section(list(split_planes(target[part]).numpy())), segments(len(target)))
+    coded = each(lambda part: encode_section(list(split_planes(target[part]).numpy())), segments(len(target), row))
     return [chunk for section in coded for chunk in section]
 
 
-def decode_planes(data: memoryview, out: Tensor) -> None:
-    """The inverse of `encode_planes`, into `out` `[n]`."""
+def decode_planes(data: memoryview, count: int, row: int, wanted: slice, out: Tensor) -> None:
+    """Elements `wanted` of the block of `count` elements that `encode_planes` coded, into `out`."""
     work = []
-    for part in segments(len(out)):
+    for part in segments(count, row):
         length = section_size(data, out.element_size())
         work.append((part, data[:length]))
         data = data[length:]
     if len(data):
         raise CorruptRecord("a block of planes is longer than it says")
-    each(lambda item: _decode_segment(item[1], out[item[0]]), work)
+    fill(out, wanted, work, lambda part, body, room: _decode_segment(body, room))
+
+
+def fill(out: Tensor, wanted: slice, work: Iterable[tuple[slice, T]], decode: Callable[[slice, T, Tensor], None]) -> None:
+    """Decode those segments that lie in `wanted` into `out`, which holds just that range; several at a time."""
+
+    def one(item: tuple[slice, T]) -> None:
+        part, body = item
+        low, high = max(part.start, wanted.start), min(part.stop, wanted.stop)
+        whole = (low, high) == (part.start, part.stop)
+        here = out[low - wanted.start : high - wanted.start]
+        room = here if whole else torch.empty(part.stop - part.start, dtype=out.dtype)
+        decode(part, body, room)
+        if not whole:
+            bits(here)[:] = bits(room[low - part.start : high - part.start])
+
+    each(one, [item for item in work if item[0].start < wanted.stop and wanted.start < item[0].stop])
 
 
 def _decode_segment(data: memoryview, out: Tensor) -> None:

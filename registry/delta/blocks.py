@@ -5,6 +5,7 @@ A payload of several blocks is a table (codec, raw and stored bytes of each bloc
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,6 +37,11 @@ def block_sizes(word: str, shape: Sequence[int]) -> list[int]:
     row = max(total // shape[0], item_size(word))  # types narrower than a byte may have rows that end within one
     step = BLOCK // row * row if row <= BLOCK else BLOCK // item_size(word) * item_size(word)
     return [min(step, total - start) for start in range(0, total, step)]
+
+
+def row_of(shape: Sequence[int]) -> int:
+    """Elements of a row: what follows the first dimension; 1 where there is none."""
+    return max(1, math.prod(shape[1:])) if len(shape) > 1 else 1
 
 
 def write_table(entries: Sequence[tuple[int, int, int]]) -> bytes:

@@ -4,7 +4,6 @@ the way out. Candidates are compared on a small sample; only the winner codes th
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,10 +12,10 @@ from torch import Tensor
 
 from ..errors import HashMismatch
 from . import against, alone, forecast
-from .blocks import block_sizes, write_table
+from .blocks import block_sizes, row_of, write_table
 from .buffers import Buffer, as_bytes, borrow, dtype_of, lend
 from .decode import ReadBase, decode_block
-from .dtypes import CONSTANT, DELTAS, DENSE, FORECAST, PLANES, RAW, SPARSE, item_size
+from .dtypes import CONSTANT, DELTAS, DENSE, FORECAST, PLANES, RAW, SPARSE
 from .entropy import Chunks, size_of
 
 SPARSE_SHARE = 0.03  # of changed elements; above it a dense delta with fractional bits is shorter
@@ -46,11 +45,10 @@ def encode(word: str, shape: Sequence[int], data: Buffer, read_base: ReadBase | 
     Every block is decoded again and compared before it is returned. Raises HashMismatch if that ever fails (a defect, or broken memory).
     """
     raw, blocks, start = as_bytes(data), [], 0
-    row = math.prod(shape[1:]) if len(shape) > 1 else 0
+    row = row_of(shape)
     for size in block_sizes(word, shape):
         base = read_base(start, start + size) if read_base else None
-        columns = row if row and size % (row * item_size(word)) == 0 else None
-        blocks.append((*encode_block(word, raw[start : start + size], base, columns), size))
+        blocks.append((*encode_block(word, raw[start : start + size], base, row), size))
         start += size
     if len(blocks) == 1:
         codec, chunks, _ = blocks[0]
@@ -61,14 +59,17 @@ def encode(word: str, shape: Sequence[int], data: Buffer, read_base: ReadBase | 
     return Encoded(max(shares, key=lambda codec: shares[codec]), True, any(codec in DELTAS for codec in shares), chunks)
 
 
-def encode_block(word: str, data: np.ndarray, base: Buffer | None, columns: int | None = None) -> tuple[int, Chunks]:
-    """The codec and the chunks of one block, proven to decode to `data`. `columns`: elements of a row, when the block is whole rows."""
+def encode_block(word: str, data: np.ndarray, base: Buffer | None, row: int = 1) -> tuple[int, Chunks]:
+    """The codec and the chunks of one block, proven to decode to `data`. `row`: elements of a row."""
     dtype = dtype_of(word)
-    codec, chunks = _choose(borrow(data, dtype), None if base is None else borrow(base, dtype), columns)
+    known = None if base is None else borrow(base, dtype)
+    codec, chunks = _choose(borrow(data, dtype), known, row)
     if codec != RAW:
         stored = b"".join(chunks)
         again = np.empty_like(data)
-        decode_block(codec, memoryview(stored), word, again, base)
+        out = borrow(again, dtype)
+        back = None if known is None else lambda part: known[part]
+        decode_block(codec, memoryview(stored), len(out), row, slice(0, len(out)), back, out)
         if not _same(again, data):
             raise HashMismatch("a block did not survive its own encoding; nothing was stored", hint="mlc doctor")
         chunks = [stored]
@@ -79,30 +80,32 @@ def _same(a: np.ndarray, b: np.ndarray, step: int = 1 << 18) -> bool:
     return all(np.array_equal(a[i : i + step], b[i : i + step]) for i in range(0, len(a), step))  # in pieces: the mask stays in the cache
 
 
-def _choose(target: Tensor, base: Tensor | None, columns: int | None) -> tuple[int, Chunks]:
+def _choose(target: Tensor, base: Tensor | None, row: int) -> tuple[int, Chunks]:
     if not target.numel():
         return RAW, []
     if (constant := alone.encode_constant(target)) is not None:
         return CONSTANT, constant
-    codec, chunks = (PLANES, alone.encode_planes(target)) if base is None else _choose_delta(target, base, columns)
+    codec, chunks = (PLANES, alone.encode_planes(target, row)) if base is None else _choose_delta(target, base, row)
     raw: Chunks = [lend(target).data]
     return (codec, chunks) if CLOSE * size_of(chunks) < size_of(raw) else (RAW, raw)
 
 
-def _choose_delta(target: Tensor, base: Tensor, columns: int | None) -> tuple[int, Chunks]:
+def _choose_delta(target: Tensor, base: Tensor, row: int) -> tuple[int, Chunks]:
     if against.changes(target, base) < SPARSE_SHARE * len(target):
         return SPARSE, against.encode_sparse(target, base)
     limit = WIDE_DENSE if target.element_size() >= 4 else 1 / CLOSE
     sample = _sample(target)
     plain = _dense_size(sample, _sample(base))
-    guide = forecast.fit(target, base, columns) if columns else None
+    guide = forecast.fit(target, base, row)
     if guide is not None:
         factors = size_of(forecast.encode_factors(guide)) * len(sample) / len(target)
         guided = _dense_size(sample, _joined([guide.part(part) for part in _sampled(len(target))])) + factors
         guide, plain = (guide, guided) if CLOSE * guided < plain else (None, plain)
     if plain > limit * size_of(alone.encode_planes(sample)):
-        return PLANES, alone.encode_planes(target)
-    return (FORECAST, forecast.encode_forecast(target, guide)) if guide else (DENSE, against.encode_dense(target, lambda part: base[part]))
+        return PLANES, alone.encode_planes(target, row)
+    if guide is not None:
+        return FORECAST, forecast.encode_forecast(target, guide)
+    return DENSE, against.encode_dense(target, lambda part: base[part], row)
 
 
 def _dense_size(target: Tensor, base: Tensor) -> int:

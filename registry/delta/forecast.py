@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...kernels.exact import add_rank1_terms, widen
 from ..errors import CorruptRecord
-from .against import decode_dense, encode_dense
+from .against import Base, decode_dense, encode_dense
 from .buffers import lend
 from .crew import one_thread
 from .entropy import Chunks, decode_section, encode_section
@@ -35,7 +35,7 @@ HEAD = struct.Struct("<BbHI")  # rank, exponent of the unit, zero, columns
 class Forecast:
     """A block that is whole rows, forecast as its base plus a low-rank update."""
 
-    base: Tensor  # [n]
+    base: Base  # [n]
     up: Tensor  # int8 [rows, r]
     down: Tensor  # int8 [r, columns]
     exponent: int  # of the unit: the update is up @ down * 2^exponent
@@ -44,7 +44,7 @@ class Forecast:
         """Elements `wanted` of the forecast: the rows they lie in are computed."""
         columns = self.down.shape[1]
         first, last = wanted.start // columns, -(-wanted.stop // columns)
-        rows, up = self.base[first * columns : last * columns].view(-1, columns), self.up[first:last]
+        rows, up = self.base(slice(first * columns, last * columns)).view(-1, columns), self.up[first:last]
         known = add_rank1_terms(rows, up.to(torch.float32), self.down.to(torch.float32), 2.0**self.exponent)
         return known.view(-1)[wanted.start - first * columns : wanted.stop - first * columns]
 
@@ -52,17 +52,17 @@ class Forecast:
 def fit(target: Tensor, base: Tensor, columns: int) -> Forecast | None:
     """The forecast of a block of rows of `columns` elements; None when a low rank explains too little of the update."""
     rows = len(target) // columns
-    if target.dtype not in DTYPES or min(rows, columns) < SMALLEST:
+    if target.dtype not in DTYPES or min(rows, columns) < SMALLEST or len(target) % columns:
         return None
     with one_thread():
         factors = _factors(widen(target).view(rows, columns) - widen(base).view(rows, columns))
-    return None if factors is None else Forecast(base, *factors)
+    return None if factors is None else Forecast(lambda part: base[part], *factors)
 
 
 def encode_forecast(target: Tensor, forecast: Forecast) -> Chunks:
     """Factors and residual."""
     head = HEAD.pack(forecast.down.shape[0], forecast.exponent, 0, forecast.down.shape[1])
-    return [head, *encode_factors(forecast), *encode_dense(target, forecast.part)]
+    return [head, *encode_factors(forecast), *encode_dense(target, forecast.part, forecast.down.shape[1])]
 
 
 def encode_factors(forecast: Forecast) -> Chunks:
@@ -70,17 +70,17 @@ def encode_factors(forecast: Forecast) -> Chunks:
     return encode_section([lend(forecast.up), lend(forecast.down)])
 
 
-def decode_forecast(data: memoryview, base: Tensor, out: Tensor) -> None:
-    """The inverse of `encode_forecast`, into `out` `[n]`."""
-    if len(data) < HEAD.size or base.dtype not in DTYPES:
+def decode_forecast(data: memoryview, count: int, wanted: slice, base: Base, out: Tensor) -> None:
+    """Elements `wanted` of the block of `count` elements that `encode_forecast` coded, into `out`."""
+    if len(data) < HEAD.size or out.dtype not in DTYPES:
         raise CorruptRecord("a forecast is cut short or of an impossible type")
     rank, exponent, zero, columns = HEAD.unpack(data[: HEAD.size])
-    if zero or not columns or len(base) % columns or not 0 < rank <= min(columns, len(base) // columns):
+    if zero or not columns or count % columns or not 0 < rank <= min(columns, count // columns):
         raise CorruptRecord("a forecast does not fit its tensor")
-    rows = len(base) // columns
-    (up, down), rest = decode_section(data[HEAD.size :], [rows * rank, rank * columns])
-    left, right = (torch.from_numpy(part.view(np.int8).copy()).view(shape) for part, shape in ((up, (rows, rank)), (down, (rank, columns))))
-    decode_dense(rest, Forecast(base, left, right, exponent).part, out)
+    shapes = (count // columns, rank), (rank, columns)
+    streams, rest = decode_section(data[HEAD.size :], [math.prod(shape) for shape in shapes])
+    up, down = (torch.from_numpy(stream.view(np.int8).copy()).view(shape) for stream, shape in zip(streams, shapes, strict=True))
+    decode_dense(rest, count, columns, wanted, Forecast(base, up, down, exponent).part, out)
 
 
 def _factors(update: Tensor) -> tuple[Tensor, Tensor, int] | None:

@@ -54,7 +54,7 @@ def tensor_range(reader: Reader, info: ObjectInfo, start: int, stop: int, depth:
         return tensor_range(reader, base, low, high, depth + 1)
 
     try:
-        decoded = decode_range(payload, info.dtype, CODECS[info.codec], info.blocked, info.raw_size, start, stop, read_base)
+        decoded = decode_range(payload, info.dtype, info.shape, CODECS[info.codec], info.blocked, slice(start, stop), read_base)
     except CorruptRecord as fault:
         raise _named(info, fault) from fault
     return decoded.data

@@ -41,8 +41,27 @@ def stored(word: str, target: torch.Tensor, base: torch.Tensor | None = None) ->
 
 
 def back(word: str, target: torch.Tensor, coded: chooser.Encoded, payload: bytes, source: bytes | None) -> np.ndarray:
-    size = target.numel() * target.element_size()
-    return decode_range(memoryview(payload), word, coded.codec, coded.blocked, size, 0, size, lambda a, b: (source or b"")[a:b])
+    return part_of(word, target, coded, payload, source, slice(0, target.numel() * target.element_size()))
+
+
+def part_of(word: str, target: torch.Tensor, coded: chooser.Encoded, payload: bytes, source: bytes | None, wanted: slice) -> np.ndarray:
+    read_base = lambda a, b: (source or b"")[a:b]  # noqa: E731
+    return decode_range(memoryview(payload), word, target.shape, coded.codec, coded.blocked, wanted, read_base)
+
+
+def samples() -> list[tuple[str, str, torch.Tensor, torch.Tensor | None]]:
+    base = weights(96, 128)
+    low_rank = (base.float() + torch.outer(torch.linspace(1, 2, 96), torch.linspace(-1, 1, 128)) * 1e-3).to(torch.bfloat16)
+    few = base.clone()
+    few[::7, ::31] = 1.0
+    return [
+        ("constant", "F32", torch.ones(50), None),
+        ("planes", "BF16", base, None),
+        ("sparse", "BF16", few, base),
+        ("dense", "BF16", tuned(base), base),
+        ("dense", "BF16", tuned(base, size=1e-5), base),  # as integers
+        ("forecast", "BF16", low_rank, base),
+    ]
 
 
 # --- round trips -------------------------------------------------------------------------------------------
@@ -62,8 +81,8 @@ def test_every_type_and_kind_of_change_survives(data, word: str, kind: str):
     elif kind == "other":
         target = seed.integers(0, 2 if word == "BOOL" else 256, len(base), dtype=np.uint8)
     coded = delta.encode(word, (count,), target.tobytes(), None if kind == "alone" else lambda a, b: base[a:b])
-    payload = memoryview(b"".join(coded.chunks))
-    decoded = decode_range(payload, word, coded.codec, False, len(target), 0, len(target), lambda a, b: base[a:b])
+    payload, whole = memoryview(b"".join(coded.chunks)), slice(0, len(target))
+    decoded = decode_range(payload, word, (count,), coded.codec, False, whole, lambda a, b: base[a:b])
     assert decoded.tobytes() == target.tobytes()
 
 
@@ -175,8 +194,23 @@ def test_a_tensor_of_many_blocks_reads_its_base_block_by_block(monkeypatch):
     assert coded.uses_base
     payload = b"".join(coded.chunks)
     assert back("BF16", target, coded, payload, source).tobytes() == raw(target)
-    part = decode_range(memoryview(payload), "BF16", coded.codec, True, 12_000, 3990, 8010, lambda a, b: source[a:b])
-    assert part.tobytes() == raw(target)[3990:8010]
+    for wanted in (slice(3990, 8010), slice(3991, 8009), slice(0, 1), slice(5, 5)):
+        assert part_of("BF16", target, coded, payload, source, wanted).tobytes() == raw(target)[wanted]
+
+
+@pytest.mark.parametrize(("codec", "word", "target", "base"), samples(), ids=lambda x: x if isinstance(x, str) else "")
+def test_a_range_is_read_with_just_the_part_of_the_base_it_needs(monkeypatch, codec, word, target, base):
+    monkeypatch.setattr(alone, "SEGMENT", 1000)
+    source, asked = raw(base) if base is not None else b"", []
+    coded = delta.encode(word, target.shape, raw(target), (lambda a, b: source[a:b]) if source else None)
+    payload, size = memoryview(b"".join(coded.chunks)), len(raw(target))
+    assert NAMES[coded.codec] == codec
+    for wanted in (slice(0, size), slice(size // 3, size // 2), slice(size - 3, size)):
+        asked.clear()
+        read_base = lambda a, b: asked.append(b - a) or source[a:b]  # noqa: E731
+        part = decode_range(payload, word, target.shape, coded.codec, False, wanted, read_base)
+        assert part.tobytes() == raw(target)[wanted]
+        assert sum(asked) <= wanted.stop - wanted.start + 2 * 2000  # at most a segment more at either end
 
 
 @pytest.mark.parametrize(
@@ -190,21 +224,6 @@ def test_a_table_of_blocks_that_cannot_be_is_refused(table: bytes):
 
 
 # --- damage ------------------------------------------------------------------------------------------------
-
-
-def samples() -> list[tuple[str, str, torch.Tensor, torch.Tensor | None]]:
-    base = weights(96, 128)
-    low_rank = (base.float() + torch.outer(torch.linspace(1, 2, 96), torch.linspace(-1, 1, 128)) * 1e-3).to(torch.bfloat16)
-    few = base.clone()
-    few[::7, ::31] = 1.0
-    return [
-        ("constant", "F32", torch.ones(50), None),
-        ("planes", "BF16", base, None),
-        ("sparse", "BF16", few, base),
-        ("dense", "BF16", tuned(base), base),
-        ("dense", "BF16", tuned(base, size=1e-5), base),  # as integers
-        ("forecast", "BF16", low_rank, base),
-    ]
 
 
 @pytest.mark.parametrize(("codec", "word", "target", "base"), samples(), ids=lambda x: x if isinstance(x, str) else "")
@@ -282,8 +301,9 @@ def test_segments_coded_side_by_side_give_the_bytes_of_one_thread(monkeypatch):
 def test_a_fault_in_one_segment_is_raised(monkeypatch):
     monkeypatch.setattr(crew, "_processors", lambda: 2)
     payload = b"".join(alone.encode_planes(weights(2 * alone.SEGMENT)))
+    out = torch.empty(2 * alone.SEGMENT, dtype=torch.bfloat16)
     with pytest.raises(CorruptRecord):
-        alone.decode_planes(memoryview(payload[:-500] + bytes(500)), torch.empty(2 * alone.SEGMENT, dtype=torch.bfloat16))
+        alone.decode_planes(memoryview(payload[:-500] + bytes(500)), len(out), 1, slice(0, len(out)), out)
 
 
 def test_a_forked_child_has_threads_of_its_own(monkeypatch):

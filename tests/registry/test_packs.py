@@ -178,7 +178,7 @@ DIGESTS = st.binary(min_size=32, max_size=32).filter(any).map(lambda raw: Digest
 @st.composite
 def infos(draw) -> ObjectInfo:
     dtype = draw(st.sampled_from(sorted(WORDS.values())))
-    shape = tuple(draw(st.lists(st.integers(0, 30).map(lambda n: 4 * n), max_size=8)))
+    shape = tuple(draw(st.lists(st.integers(0, 15).map(lambda n: 4 * n), max_size=8)))
     if byte_size(dtype, (4,)) < 4 and not shape:
         shape = (4,)
     base = draw(st.none() | DIGESTS)
