@@ -25,6 +25,7 @@ GRAIN = (1 << 15) - 64  # elements: just below what torch hands to its threads
 LONG = 1 << 17  # elements of a piece when torch has one thread anyway
 MOST = 4  # threads of ours
 
+_WORKER = threading.local()
 _COUNT = threading.Lock()
 _alone = 0  # blocks of one_thread that are open
 _before = 1  # torch's threads outside them
@@ -32,12 +33,22 @@ _POOLS: dict[int, ThreadPoolExecutor] = {}  # by process: threads do not survive
 
 
 def each(function: Callable[[A], B], items: Iterable[A]) -> list[B]:
-    """`function` of every item, in order; several at a time where there are processors for it. Functions must not call `each` again."""
+    """`function` of every item, in order; several at a time where there are processors for it."""
     work = list(items)
-    if len(work) < 2 or _processors() < 2:
+    if len(work) < 2 or _processors() < 2 or getattr(_WORKER, "busy", False):
         return [function(item) for item in work]
-    pool = _POOLS.setdefault(os.getpid(), ThreadPoolExecutor(min(MOST, _processors()), "mlc-segment"))
-    return list(pool.map(function, work))
+    return list(_pool().map(function, work))
+
+
+def _pool() -> ThreadPoolExecutor:
+    with _COUNT:
+        if os.getpid() not in _POOLS:
+            _POOLS[os.getpid()] = ThreadPoolExecutor(min(MOST, _processors()), "mlc-segment", initializer=_enlist)
+        return _POOLS[os.getpid()]
+
+
+def _enlist() -> None:
+    _WORKER.busy = True  # a worker that waited for others of its crew could wait for ever: what it needs, it does itself
 
 
 def _processors() -> int:

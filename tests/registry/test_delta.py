@@ -313,3 +313,17 @@ def test_a_forked_child_has_threads_of_its_own(monkeypatch):
     assert crew.each(abs, [-3, -4]) == [3, 4]
     assert len(crew._POOLS) > 1
     crew._POOLS.pop(-1).shutdown()
+
+
+def test_work_within_work_does_not_wait_for_itself(monkeypatch):
+    monkeypatch.setattr(crew, "_processors", lambda: 2)
+    inner = lambda n: sum(crew.each(lambda k: k * n, range(20)))  # noqa: E731
+    assert crew.each(inner, range(50)) == [190 * n for n in range(50)]
+
+
+def test_rows_longer_than_a_segment_are_forecast_and_read_in_ranges(monkeypatch):
+    monkeypatch.setattr(alone, "SEGMENT", 150)
+    monkeypatch.setattr(crew, "_processors", lambda: 4)
+    base = weights(70, 400)
+    target = (base.float() + torch.outer(torch.linspace(1, 2, 70), torch.linspace(-1, 1, 400)) * 1e-3).to(torch.bfloat16)
+    assert stored("BF16", target, base)[0] == "forecast"
