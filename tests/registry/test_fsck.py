@@ -526,6 +526,16 @@ def test_a_sample_finds_what_lies_in_its_part(repo):
     assert sorted(found) == [False, False, False, True]
 
 
+def test_a_blob_must_have_the_digest_it_is_named_by(repo, monkeypatch):
+    """Also where its stored bytes have the checksum that the index claims."""
+    digest = blob_digest(b"importance of weights")
+    path, info = pack_of(repo, digest)
+    flip(path, info.offset)
+    monkeypatch.setattr("mlc.registry.objects.store.ObjectStore.sound", lambda *_: True)
+    found = fsck(Repository.open(repo.root), 2, sample=(1, 1)).findings
+    assert [f.object for f in found] == [digest]
+
+
 def test_a_bit_flipped_between_objects_is_found(repo):
     pack = repo.objects.packs()[0]
     flip(repo.objects.pack_set.path(pack), 40)  # zeros of the header
