@@ -76,7 +76,10 @@ class Bars(Progress):
             self.live = self._start()
         if phase not in self.tasks:
             self.tasks[phase] = self.live.add_task(phase, total=total or None, extra="")
-        self.live.update(self.tasks[phase], completed=done, total=total or None, extra=describe(values))
+        task = self.tasks[phase]
+        speed = self.live.tasks[task].finished_speed or self.live.tasks[task].speed
+        rate = "" if speed is None or "tokens_per_second" in values else text.rate(speed)
+        self.live.update(task, completed=done, total=total or None, extra="  ".join(filter(None, (describe(values), rate))))
 
     def _start(self) -> Any:
         from rich import progress as rich
@@ -86,7 +89,7 @@ class Bars(Progress):
         console = make_console(self.stream, colour=self.colour, width=_columns())
         columns = (
             rich.TextColumn("{task.description}"), rich.BarColumn(bar_width=24), rich.MofNCompleteColumn(),
-            rich.TextColumn("{task.fields[extra]}", style="dim"), rich.TimeElapsedColumn(), rich.TimeRemainingColumn(compact=True),
+            rich.TextColumn("{task.fields[extra]}", style="dim"), rich.TimeRemainingColumn(compact=True, elapsed_when_finished=True),
         )  # fmt: skip
         live = rich.Progress(*columns, console=console, transient=False, refresh_per_second=8)
         live.start()
