@@ -364,7 +364,7 @@ def test_a_real_model_learns_a_book_and_self_replay_keeps_its_stories(material):
     growth = {}
     for replay in ((), ("self:0.5",)):
         op = Update(data=str(material / "data" / "oz" / "oz-train.txt"), steps=60, replay=replay)
-        run = MemoryRun(threads=2)
+        run = MemoryRun()
         after = result(op, view, run)
         check = op.check(view, after, run)
         assert check.values["perplexity_after"] < 0.5 * check.values["perplexity_before"]
