@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 
 from ..registry.errors import Interrupted, MlcError
-from .context import Globals, Session, completing, quiet_pipe, tolerate_any_locale, wants_traceback
+from .context import Globals, Session, completing, prepare_threads, quiet_pipe, tolerate_any_locale, wants_traceback
 
 PROMPT_VERBS = ("status", "refs")
 FLAGS = {"--json": "json", "--quiet": "quiet", "-q": "quiet", "--no-color": "no_color"}
@@ -40,6 +40,7 @@ def _run(arguments: list[str]) -> int:
     if prompt is None or completing():
         from .parser import invoke
 
+        prepare_threads()
         return invoke(arguments)
     verb, given = prompt
     with Session(given) as session:

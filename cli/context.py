@@ -211,6 +211,13 @@ def wants_traceback() -> bool:
     return bool(os.environ.get("MLC_TRACEBACK"))
 
 
+def prepare_threads() -> None:
+    """Before anything that calculates is imported."""
+    from .threads import say
+
+    say(os.environ)
+
+
 def completing() -> bool:
     """Whether a shell asks for completions rather than a person for an answer."""
     return "_MLC_COMPLETE" in os.environ

@@ -26,16 +26,17 @@ def plan_lines(plan: dict[str, Any], paint: Paint) -> list[str]:
     """A sentence, then what it costs."""
     from .commit import brief
 
-    shown = plan["touches"][:8]
+    shown = plan["touches"][:4]
     more = f" and {len(plan['touches']) - len(shown)} more" if len(plan["touches"]) > len(shown) else ""
     rows = [
         ("tensors", f"{len(plan['touches']):,}: {', '.join(text.printable(t) for t in shown)}{more}" if shown else "none"),
-        ("bytes", text.size(plan["bytes_touched"])),
+        ("bytes", text.size(plan["bytes_touched"]) if plan["bytes_touched"] else "none new"),
         ("trained", f"{plan['trainable']:,} elements" if plan["trainable"] else ""),
         ("steps", f"{plan['steps']:,}" if plan["steps"] else ""),
         ("time", f"about {text.seconds(plan['seconds'])}" if plan["seconds"] is not None else ""),
         ("memory", f"about {text.size(plan['memory'])}" if plan["memory"] is not None else ""),
-        *((key, brief(value)) for key, value in plan["details"].items()),
+        *((key, brief(value)) for key, value in plan["details"].items() if key not in ("tensors", "bytes", "steps")),
     ]
     width = max(len(label) for label, value in rows if value)
-    return [plan["summary"], *(f"  {paint.dim(label.ljust(width))}  {value}" for label, value in rows if value), "Nothing was written."]
+    said = text.sentence(plan["summary"][:1].upper() + plan["summary"][1:])
+    return [said, *(f"  {paint.dim(label.ljust(width))}  {value}" for label, value in rows if value), "Nothing was written."]

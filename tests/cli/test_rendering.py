@@ -11,6 +11,7 @@ from typing import Literal
 import pytest
 import typer
 
+from mlc.cli import threads
 from mlc.cli.coerce import Coercion
 from mlc.cli.render import progress, text
 from mlc.cli.render.ask import confirm
@@ -156,3 +157,20 @@ def test_words_become_values_of_the_parameters_type():
 def test_a_word_that_is_no_such_value_is_a_sentence(coercion: Coercion, word: str, said: str):
     with pytest.raises(typer.BadParameter, match=said):
         coercion.coerce(word, None, None)
+
+
+def test_a_container_with_two_cores_gets_two_threads_and_the_user_is_obeyed(tmp_path: Path):
+    quota = tmp_path / "cpu.max"
+    quota.write_text("200000 100000\n")
+    found: dict[str, str] = {}
+    threads.say(found, quota)
+    assert found["OMP_WAIT_POLICY"] == "passive"
+    assert found.get("OMP_NUM_THREADS", "2") == "2"
+    said = {"OMP_NUM_THREADS": "7", "OMP_WAIT_POLICY": "active"}
+    threads.say(said, quota)
+    assert said == {"OMP_NUM_THREADS": "7", "OMP_WAIT_POLICY": "active"}
+    for text_ in ("max 100000\n", "", "nonsense"):
+        quota.write_text(text_)
+        free: dict[str, str] = {}
+        threads.say(free, quota)
+        assert "OMP_NUM_THREADS" not in free
