@@ -9,9 +9,10 @@ from mlc.registry.errors import BadParameter
 from mlc.tests.registry.history import History
 
 
-@pytest.fixture
-def history(tmp_path):
-    history = History(tmp_path / ".mlc")
+@pytest.fixture(scope="module")
+def history(tmp_path_factory):
+    """Two commits, both evaluated; nothing here can change it, which is what the tests are about."""
+    history = History(tmp_path_factory.mktemp("console") / ".mlc")
     a = history.commit(tensors={"w": "1"})
     b = history.commit(a, tensors={"w": "2"})
     history.evaluate(a, {"example": ["1", "2"], "correct": [True, False]})
