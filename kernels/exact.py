@@ -3,7 +3,7 @@
 A version that is stored as "this function of stored tensors" must come back to the bit on every machine. IEEE defines single additions,
 subtractions, multiplications and roundings to the bit; it does not define what a matrix product, a fused multiply-add or a sum over an axis
 does inside. Hence each step below is an operator of its own, operands are float32 or float64 (narrower types are widened by `widen`, which
-is exact, and narrowed by `round_to`), and nothing in this file calls a fused or reducing operation: a test reads the source to make sure.
+is exact, and narrowed by `round_to`), and nothing in this file is fused, multiplies matrices or sums: a test reads the source to make sure.
 Every NaN that leaves `round_to` is the one canonical NaN, since processors disagree about the payload.
 """
 
@@ -53,9 +53,8 @@ def round_to(x: Tensor, dtype: torch.dtype) -> Tensor:
     if _flushes():
         raise RuntimeError("tiny numbers are flushed to zero here; call torch.set_flush_denormal(False) before restoring")
     out = x.to(dtype)
-    unordered = torch.isnan(x)
-    if bool(unordered.any()):
-        out = torch.where(unordered, torch.tensor(float("nan"), dtype=torch.float32, device=x.device).to(dtype), out)
+    if x.numel() and bool(torch.isnan(torch.amax(x))):  # a maximum rounds nothing, and is NaN if anything is
+        out = torch.where(torch.isnan(x), torch.tensor(float("nan"), dtype=torch.float32, device=x.device).to(dtype), out)
     return out
 
 
