@@ -21,9 +21,9 @@ def conduct(
     try:
         outcome = work()
     except GateRefused as refusal:
-        outcome = refusal.details["outcome"]
-        document = outcome_json(session, outcome)
-        session.show(document, lambda: _say(session, document, moved=False))
+        if "outcome" in refusal.details:  # a candidate was made; other refusals are about what exists already
+            document = outcome_json(session, refusal.details["outcome"])
+            session.show(document, lambda: _say(session, document, moved=False))
         raise
     except CheckFailed as failure:
         check = failure.details.get("check") or {}

@@ -45,7 +45,11 @@ def with_help(text: str, verb: str) -> str:
 
 def index() -> str:
     """The list of all pages."""
-    lines = ["# The verbs of mlc", "", "One page each; `mlc VERB --help` says the options too. Every verb takes `--json`, `-R DIR`, `--quiet` and `--no-color`."]
+    lines = [
+        "# The verbs of mlc",
+        "",
+        "One page each; `mlc VERB --help` says the options too. Every verb takes `--json`, `-R DIR`, `--quiet` and `--no-color`.",
+    ]
     panel = None
     for verb, entry in VERBS.items():
         if entry.panel != panel:

@@ -1,8 +1,8 @@
 """Names and tip at a glance: what a shell prompt asks, from small text files, in a few milliseconds.
 
 Imports neither records nor journal. It answers only when the mirror of the refs is provably whole and complete: it has the
-digest that it should, the journal ends where the seal says, and the mirror has the seal's record. In every other case it returns None, and the caller asks the
-repository, which adds the journal's tail (or says what is wrong).
+digest that it should, the journal ends where the seal says, and the mirror has the seal's record. In every other case it
+returns None, and the caller asks the repository, which adds the journal's tail (or says what is wrong).
 """
 
 from __future__ import annotations

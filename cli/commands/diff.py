@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ...registry.errors import BadParameter, OverLimit
+from ...registry.errors import OverLimit
 from ..context import Session
 from ..options import complete_rev
 
@@ -33,7 +33,8 @@ def run(
     limit: Annotated[int | None, typer.Option(metavar="N", help="List at most N flips of a suite; counts stay whole.", min=0)] = None,
     exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit 5 when a suite is over the limit.")] = False,
     max_nfr: Annotated[
-        float | None, typer.Option(metavar="X", help="The limit: largest negative flip rate.", show_default="0", min=0.0, max=1.0)
+        float | None,
+        typer.Option(metavar="X", help="The limit, a negative flip rate; implies --exit-code.", show_default="0", min=0.0, max=1.0),
     ] = None,
 ) -> None:
     """Compare two versions: behaviour, weights and config."""
@@ -42,8 +43,6 @@ def run(
 
     repo = session.repo
     first, second = repo.resolve(a), repo.resolve(b)
-    if max_nfr is not None and not exit_code:
-        raise BadParameter("--max-nfr only means something with --exit-code.", hint="add --exit-code")
     listed = limit if flips or session.json else 0
     suites = {
         name: differences.behaviour(repo, before, after, listed)
@@ -53,12 +52,12 @@ def run(
         "a": first,
         "b": second,
         "suites": suites,
-        "weights": differences.weights(repo, first, second, compute=weights or not (stat or flips), progress=session.progress),
+        "weights": differences.weights(repo, first, second, compute=not stat and (weights or not flips), progress=session.progress),
         "config": differences.config(repo, first, second),
         "files": differences.files(repo, first, second),
     }
     session.show(document, lambda: _render(session, document, flips=flips, full=weights))
-    if exit_code:
+    if exit_code or max_nfr is not None:
         _judge(suites, max_nfr or 0.0)
     session.hint(f"mlc gate {second[:12]} --against {first[:12]}" if flips else f"mlc diff {first[:12]} {second[:12]} --flips")
 

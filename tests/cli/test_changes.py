@@ -187,6 +187,13 @@ def test_a_rollback_returns_to_the_same_snapshot_by_a_new_commit(work):
     assert answer["ref_moved"] is True
 
 
+def test_nothing_returns_to_a_refused_candidate(work):
+    answer = run_cli("rollback", work.refused, "--json")
+    assert (answer.code, answer.error["kind"]) == (4, "GateRefused")
+    assert (answer.json["commit"]["id"], answer.json["ref_moved"]) == (work.refused, False)
+    assert ok("refs")["branches"] == {"main": work.second}
+
+
 def test_a_rollback_says_its_proof(work):
     snapshot = ok("show", work.first)["commit"]["snapshot"]
     assert f"Snapshot {snapshot} is that of {work.first[:12]}." in run_cli("rollback", work.first).out
@@ -327,7 +334,7 @@ def test_diff_exit_code_is_5_over_the_limit_and_the_answer_is_still_printed(work
     assert run_cli("diff", "main~1", "main", "--exit-code", "--max-nfr", "0.3").code == 0
 
 
-@pytest.mark.parametrize(("words", "code"), [(["--suite", "nosuch"], 3), (["--max-nfr", "0.1"], 2), (["--exit-code", "--max-nfr", "2"], 2)])
+@pytest.mark.parametrize(("words", "code"), [(["--suite", "nosuch"], 3), (["--limit", "-1"], 2), (["--max-nfr", "2"], 2)])
 def test_a_wrong_diff_gives_its_exit_code(work, words, code):
     answer = run_cli("diff", "main~1", "main", *words, "--json")
     assert answer.code == code
