@@ -40,6 +40,7 @@ def behaviour(repo: Repository, a: Any, b: Any, limit: int | None) -> dict[str, 
     document["flips"] = [_flip(flip) for flip in found.flips]
     document["metrics"] = {"a": a.metrics, "b": b.metrics}
     document["kind"] = a.kind
+    document["suite_digest"] = a.suite_digest
     if len(found.slices) > 1 or any(s.slice is not None for s in found.slices):
         document["slices"] = {s.slice or "": {"n": s.n, "negative_flips": s.negative, "positive_flips": s.positive} for s in found.slices}
     return document

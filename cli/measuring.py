@@ -33,6 +33,15 @@ def pairs(session: Session, a: CommitId, b: CommitId, *, only: list[str] | None,
         yield name, *found[name]
 
 
+def texts(session: Session, only: list[str] | None) -> dict[str, dict[str, str]]:
+    """Suite digest -> example -> what was asked, for suites whose files are at hand: ids alone tell people little."""
+    return {suite.digest: {example.id: _asked(example.values) for example in suite.examples()} for suite in _wanted_suites(session, only)}
+
+
+def _asked(values: dict[str, Any]) -> str:
+    return next((str(values[key]) for key in ("prompt", "good", "text") if values.get(key)), "")
+
+
 def find_suites(session: Session, words: list[str] | None) -> list[Suite]:
     """Suites by file, or by name among the configured ones; all configured ones for None. Raises InputNotFound."""
     from ..ops.evaluate.suite import load_suite

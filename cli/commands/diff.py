@@ -39,7 +39,7 @@ def run(
 ) -> None:
     """Compare two versions: behaviour, weights and config."""
     from .. import differences
-    from ..measuring import pairs
+    from ..measuring import pairs, texts
 
     repo = session.repo
     first, second = repo.resolve(a), repo.resolve(b)
@@ -56,7 +56,8 @@ def run(
         "config": differences.config(repo, first, second),
         "files": differences.files(repo, first, second),
     }
-    session.show(document, lambda: _render(session, document, flips=flips, full=weights))
+    asked = texts(session, suite) if flips and not session.json else {}
+    session.show(document, lambda: _render(session, document, asked if flips else None, full=weights))
     if exit_code or max_nfr is not None:
         _judge(suites, max_nfr or 0.0)
     session.hint(f"mlc gate {second[:12]} --against {first[:12]}" if flips else f"mlc diff {first[:12]} {second[:12]} --flips")
@@ -72,11 +73,12 @@ def _judge(suites: dict[str, Any], limit: float) -> None:
         )
 
 
-def _render(session: Session, document: dict[str, Any], *, flips: bool, full: bool) -> None:
+def _render(session: Session, document: dict[str, Any], asked: dict[str, dict[str, str]] | None, *, full: bool) -> None:
+    """`asked` has the examples' texts by suite digest; None lists no flips."""
     from ..render import diff
 
     if document["suites"]:
-        diff.render_behaviour(session, document["suites"], flips=flips)
+        diff.render_behaviour(session, document["suites"], asked)
     else:
         session.line(session.paint.dim("No suite was measured on both sides: mlc eval REV --suite FILE."))
     diff.render_weights(session, document["weights"], full=full)

@@ -49,10 +49,11 @@ def run(
 
 
 def _render(session: Session, answers: list[dict[str, Any]]) -> None:
+    from ..render.commit import rank
     from ..render.text import count, number
 
     width = max(len(answer["suite"]) for answer in answers)
     for answer in answers:
-        values = "  ".join(f"{name} {number(value)}" for name, value in answer["metrics"].items())
+        values = "  ".join(f"{name} {number(value)}" for name, value in sorted(answer["metrics"].items(), key=lambda item: rank(item[0])))
         note = f"{count(answer['n'], 'example')}{', cached' if answer['cached'] else ''}"
         session.line(f"{session.paint.cyan(answer['suite'].ljust(width))}  {values}  {session.paint.dim(note)}")

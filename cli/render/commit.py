@@ -20,18 +20,19 @@ def made_lines(commit: dict[str, Any], paint: Paint, *, moved: bool = True, befo
     message = text.first_line(commit["message"])
     lines = [f"{paint.yellow(commit['short'])}{where}  {paint.magenta(commit['op']['name'])}{'  ' + message if message else ''}"]
     if commit["delta"]:
-        lines.append("  " + delta_line(commit["delta"]))
+        lines.append("  " + delta_line(commit["delta"], root=not commit["parents"]))
     lines += [f"  {line}" for line in metric_lines(commit["metrics"], paint, before)]
     if commit["verdict"]["rules"]:
         lines += verdict_lines(commit["verdict"], paint, all_rules=False)
     return lines
 
 
-def delta_line(delta: dict[str, Any]) -> str:
+def delta_line(delta: dict[str, Any], *, root: bool = False) -> str:
     """`8 of 12 tensors changed, 1.0 MiB stored in 310.2 KiB (30.0 %).`"""
     if not delta["tensors_changed"]:
         return f"{text.count(delta['tensors_total'], 'tensor')}, none changed."
-    changed = f"{delta['tensors_changed']:,} of {text.count(delta['tensors_total'], 'tensor')} changed"
+    total = text.count(delta["tensors_total"], "tensor")
+    changed = total if root else f"{delta['tensors_changed']:,} of {total} changed"
     if not delta["bytes_stored"]:
         return f"{changed}, all of them stored already."
     share = f" ({text.percent(delta['bytes_stored'] / delta['bytes_logical'])})" if delta["bytes_logical"] else ""
@@ -47,12 +48,12 @@ def metric_lines(metrics: Metrics, paint: Paint, before: Metrics | None = None) 
         return f"{name} {text.number(now)}" + (paint.dim(f" (was {text.number(was)})") if was != now else "")
 
     return [
-        f"{paint.cyan(suite.ljust(width))}  " + "  ".join(value(suite, name, values[name]) for name in sorted(values, key=_rank))
+        f"{paint.cyan(suite.ljust(width))}  " + "  ".join(value(suite, name, values[name]) for name in sorted(values, key=rank))
         for suite, values in metrics.items()
     ]
 
 
-def _rank(metric: str) -> tuple[int, str]:
+def rank(metric: str) -> tuple[int, str]:
     """The metric that decides comes first."""
     return (PRIMARY.index(metric) if metric in PRIMARY else len(PRIMARY), metric)
 
@@ -73,7 +74,7 @@ def show_lines(commit: dict[str, Any], refs: list[str], paint: Paint) -> list[st
     lines += [f"artifact {a['kind']}  {text.size(a['bytes'])}  {a['digest'][:12]}" for a in commit["artifacts"]]
     if commit["delta"]:
         codecs = ", ".join(f"{name} {n}" for name, n in commit["delta"]["codecs"].items())
-        lines.append(f"storage  {delta_line(commit['delta'])}{' Codecs: ' + codecs + '.' if codecs else ''}")
+        lines.append(f"storage  {delta_line(commit['delta'], root=not commit['parents'])}{' Codecs: ' + codecs + '.' if codecs else ''}")
     lines += _block("metrics", metric_lines(commit["metrics"], paint))
     lines += _block("check", [f"{key}  {brief(value)}" for key, value in commit["check"].items()])
     lines += _block("verdict", verdict_lines(commit["verdict"], paint))

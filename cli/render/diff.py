@@ -7,12 +7,11 @@ from typing import Any
 
 from ..context import Session
 from . import text
+from .commit import rank
 
-FEW_FLIPS = 20  # shown without --flips? none; with it, all that were asked for
 
-
-def render_behaviour(session: Session, suites: dict[str, Any], *, flips: bool) -> None:
-    """One row per suite, then the flips of each when asked for."""
+def render_behaviour(session: Session, suites: dict[str, Any], asked: dict[str, dict[str, str]] | None) -> None:
+    """One row per suite; then the flips of each, unless `asked` (example texts by suite digest) is None."""
     from .console import print_table
 
     paint = session.paint
@@ -32,11 +31,13 @@ def render_behaviour(session: Session, suites: dict[str, Any], *, flips: bool) -
         session.line(paint.dim("lost: right before, wrong now (negative flips). nfr below: upper 95 % bound of their rate."))
     for name, s in others.items():
         before, after = s["metrics"]["a"], s["metrics"]["b"]
-        shown = "  ".join(f"{metric} {text.number(before.get(metric))} -> {text.number(after.get(metric))}" for metric in after)
+        shown = "  ".join(
+            f"{metric} {text.number(before.get(metric))} -> {text.number(after.get(metric))}" for metric in sorted(after, key=rank)
+        )
         session.line(f"{paint.cyan(name)}  {shown}")
-    if flips:
+    if asked is not None:
         for name, s in judged.items():
-            _render_flips(session, name, s)
+            _render_flips(session, name, s, asked.get(s["suite_digest"], {}))
 
 
 def _red(session: Session, count: int) -> str:
@@ -47,28 +48,25 @@ def _p(value: float) -> str:
     return "<0.0001" if value < 1e-4 else f"{value:.4f}"
 
 
-def _render_flips(session: Session, name: str, suite: dict[str, Any]) -> None:
+def _render_flips(session: Session, name: str, suite: dict[str, Any], asked: dict[str, str]) -> None:
     from .console import print_table
 
     paint = session.paint
     session.line()
-    total = suite["negative_flips"] + suite["positive_flips"]
+    total, listed = suite["negative_flips"] + suite["positive_flips"], suite["flips"]
     if not total:
         session.line(f"{paint.cyan(name)}  no flips.")
         return
-    session.line(
-        f"{paint.cyan(name)}  {text.count(total, 'flip')}" + (f", {len(suite['flips'])} shown." if len(suite["flips"]) < total else ".")
-    )
-    colour = {"negative": paint.red, "positive": paint.green}
-    rows = [
-        (
-            colour[f["kind"]]({"negative": "lost", "positive": "won"}[f["kind"]]),
-            *(text.printable(str(f[k] if f[k] is not None else "-")) for k in ("example", "answer", "a", "b")),
-        )
-        for f in suite["flips"]
-    ]
+    session.line(f"{paint.cyan(name)}  {text.count(total, 'flip')}{f', {len(listed)} shown' if len(listed) < total else ''}.")
+    word = {"negative": paint.red("lost"), "positive": paint.green("won")}
+    columns = ["", "example", "answer", "A said", "B says"]
+    rows = [[word[f["kind"]], *(text.printable(str(f[key] or "-")) for key in ("example", "answer", "a", "b"))] for f in listed]
+    if asked:
+        columns.append("asked")
+        for row, flip in zip(rows, listed, strict=True):
+            row.append(text.first_line(text.printable(asked.get(flip["example"], "")), 48))
     if rows:
-        print_table(session.console(), ("", "example", "answer", "A said", "B says"), rows)
+        print_table(session.console(), columns, rows, styles={"asked": "dim"})
 
 
 def render_weights(session: Session, found: dict[str, Any], *, full: bool) -> None:

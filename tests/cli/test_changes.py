@@ -323,6 +323,15 @@ def test_flips_are_listed_by_example_with_both_answers(work, monkeypatch):
     assert "weights" in page
 
 
+def test_what_was_asked_is_found_by_suite_digest(work):
+    from mlc.cli.context import Globals, Session
+    from mlc.cli.measuring import texts
+
+    [(digest, asked)] = texts(Session(Globals()), None).items()
+    assert digest == ok("diff", "main~1")["suites"]["facts"]["suite_digest"]
+    assert asked["f0"].startswith("the ")
+
+
 def test_diff_exit_code_is_5_over_the_limit_and_the_answer_is_still_printed(work, monkeypatch):
     from mlc.cli import differences
 
