@@ -73,6 +73,12 @@ def byte_size(word: str, shape: Sequence[int]) -> int:
 # Codecs, as written in records and block tables. For ever: append, never renumber.
 RAW, ZSTD, CONSTANT, PLANES, SPARSE, DENSE, FORECAST = range(7)
 CODECS = {
-    "raw": RAW, "zstd": ZSTD, "constant": CONSTANT, "planes": PLANES, "sparse": SPARSE, "dense": DENSE, "forecast": FORECAST,
+    "raw": RAW,
+    "zstd": ZSTD,
+    "constant": CONSTANT,
+    "planes": PLANES,
+    "sparse": SPARSE,
+    "dense": DENSE,
+    "forecast": FORECAST,
 }
 DELTAS = (SPARSE, DENSE, FORECAST)  # need their base to be read
