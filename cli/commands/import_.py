@@ -19,6 +19,7 @@ def run(
     how: Mutation,
     adapter_of: Annotated[str | None, typer.Option(metavar="REV", help="SRC is a PEFT adapter that sits on REV.")] = None,
     follow_cache: Annotated[Path | None, typer.Option(metavar="DIR", help="Follow links that end inside DIR, such as a hub cache.")] = None,
+    unsafe_pickle: Annotated[bool, typer.Option("--unsafe-pickle", help="Convert pickled weights in a locked child process.")] = False,
 ) -> None:
     """Bring a model directory or one safetensors file under version control."""
     from ...policies import lifecycle
@@ -29,7 +30,12 @@ def run(
     conduct(
         session,
         lambda: lifecycle.import_model(
-            session.repo, source, adapter_of=adapter_of, follow_cache=follow_cache, **how.arguments(session, "import")
+            session.repo,
+            source,
+            adapter_of=adapter_of,
+            follow_cache=follow_cache,
+            unsafe_pickle=unsafe_pickle,
+            **how.arguments(session, "import"),
         ),
         hint=lambda commit: "mlc show" if commit["metrics"] else "mlc eval --suite FILE",
     )

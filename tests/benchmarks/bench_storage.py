@@ -12,9 +12,10 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -109,13 +110,13 @@ def restore(store: ObjectStore, infos: dict[str, ObjectInfo], target: Path) -> N
             file.write(store.tensor_bytes(info.digest))
 
 
-def main() -> None:
-    """Measure and print."""
+def main(arguments: Sequence[str] = ()) -> dict[str, object]:
+    """Measure; returns a report per size and dtype."""
     parser = argparse.ArgumentParser(description="payload ratios and restore rates of the registry's storage")
     parser.add_argument("--size", choices=[*SIZES, "all"], default="all")
     parser.add_argument("--text", type=Path, help="a text file to train on; made-up sentences without it")
     parser.add_argument("--runs", type=int, default=5)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     report = {}
     for name, config in SIZES.items():
         if options.size not in (name, "all"):
@@ -124,8 +125,8 @@ def main() -> None:
         for dtype, word in WORDS.items():
             with tempfile.TemporaryDirectory() as scratch:
                 report[f"{name}_{word.lower()}"] = measure(before, after, dtype, options.runs, Path(scratch))
-    print(json.dumps(report, indent=1))
+    return report
 
 
 if __name__ == "__main__":
-    main()
+    print(json.dumps(main(sys.argv[1:]), indent=1))
