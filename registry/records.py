@@ -15,15 +15,23 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
-from .errors import CorruptRecord
+from .errors import BadParameter, CorruptRecord
 from .ids import CommitId, Digest, SnapshotId, record_digest
 
 Json = Any  # what canonical() accepts: dict[str, Json] | list | tuple | str | int | float | bool | None
 
 
 def canonical(value: Json) -> bytes:
-    """UTF-8 JSON with sorted keys, no white space and finite floats: equal values give equal bytes."""
-    return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    """UTF-8 JSON with sorted keys, no white space and finite floats: equal values give equal bytes.
+
+    Raises BadParameter for text that is not valid Unicode, as a shell may hand it over.
+    """
+    text = json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    try:
+        return text.encode()
+    except UnicodeEncodeError as fault:
+        around = fault.object[max(0, fault.start - 20) : fault.end]
+        raise BadParameter(f"a text holds bytes that are not valid UTF-8: {around!a}", hint="type it again in UTF-8") from fault
 
 
 def _plain(value: Json) -> Json:

@@ -9,7 +9,7 @@ from blake3 import blake3
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlc.registry.errors import CorruptRecord
+from mlc.registry.errors import BadParameter, CorruptRecord
 from mlc.registry.ids import CommitId, Digest, blob_digest, is_digest, record_digest, tensor_digest
 from mlc.registry.records import (
     ArtifactRecord,
@@ -175,3 +175,8 @@ def test_canonical_bytes_read_back_as_the_value_and_encode_to_themselves(value):
     assert json.loads(data) == value
     assert canonical(json.loads(data)) == data
     assert b"\n" not in data
+
+
+def test_text_that_is_no_unicode_is_refused_in_words():
+    with pytest.raises(BadParameter, match="not valid UTF-8"):
+        canonical({"message": "broken \udcff"})
