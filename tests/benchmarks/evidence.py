@@ -75,7 +75,8 @@ def gather(seeds: list[int]) -> dict[str, Any]:
         for seed in seeds:
             with tempfile.TemporaryDirectory() as place:
                 reports.append(walk.stories_walk(Path(place) / "work", seed=seed))
-    return {"walks": reports, "insertion": insertion.main(), "kills": kills.main(), "bench": bench.main([])}
+    how = f"One run of `make evidence`, seeds {', '.join(map(str, seeds))}."
+    return {"how": how, "walks": reports, "insertion": insertion.main(), "kills": kills.main(), "bench": bench.main([])}
 
 
 def document(found: dict[str, Any]) -> str:
@@ -88,11 +89,11 @@ def document(found: dict[str, Any]) -> str:
         "Killed in the middle": f"{killed['commit']} `kill -9` during `mlc commit` and {killed['update']} during `mlc update`, at random "
         f"moments: every one of the {killed['acknowledged']} acknowledged commits is there, `fsck --level 2` was clean "
         f"{killed['fsck_clean']} times, `--resume` finished {killed['resumed']} unfinished runs.\n",
-        "Benchmarks": "`make bench`: ratios of medians, measured side by side in one run.\n\n```json\n"
+        "Benchmarks": "The scripts of `make bench`: ratios of medians, both sides measured in one process.\n\n```json\n"
         + json.dumps(found["bench"], indent=1)
         + "\n```\n",
     }
-    text = "# Evidence\n\nWritten by `make evidence`; edit the script, not this page.\n"
+    text = f"# Evidence\n\nWritten by `tests/benchmarks/evidence.py`; edit the script, not this page. {found['how']}\n"
     return text + "".join(f"\n## {title}\n\n{body}" for title, body in sections.items())
 
 
