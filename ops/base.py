@@ -126,6 +126,18 @@ class Run(Protocol):
         """The stored artifact of this kind and key, computed and kept when absent (kept also when refused)."""
         ...
 
+    def pseudonym(self, data: bytes, *, scope: Literal["request", "registry"] = "request") -> str:
+        """A keyed digest that stands for `data` where its text must not: `hmac:<key id>:<64 hex>`.
+
+        Scope `request`: a key of this run alone, which a purge destroys. `registry`: one key for all commits of this registry, so
+        that equal data can be found again.
+        """
+        ...
+
+    def version(self, rev: str) -> ModelView:
+        """Another version that the operation reads (a reference, an ingredient); recorded among the inputs by its commit id."""
+        ...
+
     def save_state(self, step: int, tensors: dict[str, torch.Tensor], meta: dict[str, Json]) -> None:
         """Store a resumable state atomically (safetensors, never pickle); replaces the one before."""
 

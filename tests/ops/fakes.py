@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from blake3 import blake3
 
 from mlc.ops.base import Change, CopyTensor, DropTensor, SetFile, SetTensor
 from mlc.registry.ids import SnapshotId, blob_digest, tensor_digest
@@ -144,6 +145,7 @@ class MemoryRun:
         self.records: dict[str, Any] = {}
         self.inputs: list[InputRecord] = []
         self.artifacts: dict[tuple[str, str], bytes] = {}
+        self.versions: dict[str, MemoryView] = {}
         self.computed = 0
         self.steps: list[tuple[str, int, int, dict[str, float]]] = []
         self.state: tuple[int, dict[str, torch.Tensor], dict[str, Any]] | None = None
@@ -167,6 +169,13 @@ class MemoryRun:
             self.computed += 1
             self.artifacts[kind, key] = compute()
         return self.artifacts[kind, key]
+
+    def pseudonym(self, data: bytes, *, scope: str = "request") -> str:
+        key = blake3(scope.encode()).digest()
+        return f"hmac:{scope}:{blake3(data, key=key).hexdigest()}"
+
+    def version(self, rev: str) -> MemoryView:
+        return self.versions[rev]
 
     def save_state(self, step: int, tensors: dict[str, torch.Tensor], meta: dict[str, Any]) -> None:
         self.state = (step, {k: v.detach().clone() for k, v in tensors.items()}, json.loads(json.dumps(meta)))
