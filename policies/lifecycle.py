@@ -132,7 +132,7 @@ def _carried_out(court: Court, op: Operation, target: Target, plan: Plan, active
     except (CheckFailed, UsageError, NotFound, Incompatible):
         active.finish()  # the same attempt again would end the same
         raise
-    active.finish()
+    active.finish(committed=True)
     active.store.release(active.artifacts)
     if not outcome.ref_moved:
         raise refused(outcome)

@@ -17,12 +17,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ..registry import fs
 from ..registry.errors import CorruptRecord, Locked, NotFound
 from ..registry.ids import CommitId
 from ..registry.journal import utc_now
+from ..registry.keys import REGISTRY, request_scope
 from ..registry.records import ArtifactRecord, InputRecord, Json, canonical
 from .artifacts import ArtifactStore
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..registry.repository import Repository
+    from ..registry.view import ModelView
     from .outcome import Progress
 
 STATE = "state.safetensors"
@@ -121,7 +123,10 @@ class Runs:
             os.close(lock)
 
     def forget(self, run_id: str) -> None:
-        """Remove a run's directory."""
+        """Remove a run's directory and its key. A run that was recorded, but died before it could say so, keeps its key."""
+        repo = self.repo
+        if repo.journal.find(f"run-{run_id}", "commit") is None:
+            repo.keys.destroy(request_scope(run_id))
         fs.remove_tree(self.path / run_id)
 
     def _active(self, run_id: str) -> bool:
@@ -181,6 +186,16 @@ class ActiveRun:
             self.artifacts.append(record)
         return data
 
+    def pseudonym(self, data: bytes, *, scope: Literal["request", "registry"] = "request") -> str:
+        """A keyed digest that stands for `data`, under this run's own key or the registry's."""
+        return self.store.repo.keys.pseudonym(REGISTRY if scope == "registry" else request_scope(self.id), data)
+
+    def version(self, rev: str) -> ModelView:
+        """Another version; recorded among the inputs. Raises RefNotFound or AmbiguousId."""
+        commit_id = self.store.repo.resolve(rev)
+        self.input(InputRecord("commit", rev, commit_id, 0))
+        return self.store.repo.view(commit_id)
+
     def save_state(self, step: int, tensors: dict[str, torch.Tensor], meta: dict[str, Json]) -> None:
         """Write the state beside the old one, make it durable, put it in the old one's place."""
         from safetensors.torch import save_file
@@ -213,8 +228,10 @@ class ActiveRun:
             self.input(InputRecord.from_json(entry))
         return step, tensors, said["meta"]
 
-    def finish(self) -> None:
-        """The run is over: nothing of it is needed any more."""
+    def finish(self, *, committed: bool = False) -> None:
+        """The run is over. Without a commit its key goes too: nothing that history keeps was made with it."""
+        if not committed:
+            self.store.repo.keys.destroy(request_scope(self.id))
         fs.remove_tree(self.place)
 
 

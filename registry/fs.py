@@ -110,6 +110,12 @@ def rename(source: Path, target: Path) -> None:
     os.rename(source, target)
 
 
+def place_new(source: Path, target: Path) -> None:
+    """Give a file a second name that must be free: of several processes one wins. Raises FileExistsError. Durable after `fsync_dir`."""
+    _point("link", target)
+    os.link(source, target, follow_symlinks=False)
+
+
 def truncate(fd: int, size: int) -> None:
     """Cut a file to `size` bytes, durably."""
     _point("truncate", fd)

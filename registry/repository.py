@@ -21,6 +21,7 @@ from .refs import RefStore, check_name
 if TYPE_CHECKING:
     from .catalog import Catalog
     from .journal import JournalRecord
+    from .keys import Keys
     from .locks import Locks
     from .objects.store import ObjectStore
     from .transaction import Transaction
@@ -104,6 +105,13 @@ class Repository:
         from .catalog import Catalog
 
         return Catalog(self.path / "catalog.duckdb", self.locks)
+
+    @functools.cached_property
+    def keys(self) -> Keys:
+        """Keys for digests that must not be guessed; no part of history."""
+        from .keys import Keys
+
+        return Keys(self.path / "keys")
 
     # --- names -----------------------------------------------------------------------------------------------
 
