@@ -1,0 +1,1 @@
+"""Unlearning: what is forgotten, how, and what is measured of it."""
