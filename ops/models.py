@@ -67,14 +67,22 @@ def build(view: ModelView) -> PreTrainedModel:
     if isinstance(layers, int) and layers > len(view.names()):
         raise Incompatible(f"config.json speaks of {layers} layers, the model has only {len(view.names())} tensors")
     # First without memory: a config that asks for absurd shapes is refused before anything is allocated.
+    attention = _attention(auto, config)
     with torch.device("meta"), no_init_weights():
-        skeleton = auto.from_config(config, attn_implementation=ATTENTION)
+        skeleton = auto.from_config(config, attn_implementation=attention)
     skeleton.tie_weights()
     _check_shapes(skeleton, view)
     with no_init_weights():
-        module = auto.from_config(config, attn_implementation=ATTENTION)
+        module = auto.from_config(config, attn_implementation=attention)
     module.tie_weights()
     return module
+
+
+def _attention(auto: Any, config: Any) -> str:
+    """ATTENTION, or `eager` where the class does not offer it (a convolutional network has no attention at all)."""
+    classes = auto._model_mapping[type(config)] if type(config) in auto._model_mapping else ()
+    offered = all(getattr(c, "_supports_sdpa", True) for c in (classes if isinstance(classes, list | tuple) else (classes,)))
+    return ATTENTION if offered else "eager"
 
 
 def read_config(view: ModelView) -> Any:
