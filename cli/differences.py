@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..ops.arch.families import family_of, role_of
 from ..ops.evaluate.flips import Counts, report
+from ..ops.evaluate.ks import ks_test
 
 if TYPE_CHECKING:
     from ..registry.ids import CommitId
@@ -37,6 +38,8 @@ def behaviour(repo: Repository, a: Any, b: Any, limit: int | None) -> dict[str, 
     values = dataclasses.asdict(flips)
     document = {key: values[key] for key in FLIP_KEYS}
     document["n"] = total.n or a.n
+    if a.kind == "truth":
+        document |= _ratios_apart(repo, a.evaluation, b.evaluation)
     document["flips"] = [_flip(flip) for flip in found.flips]
     document["metrics"] = {"a": a.metrics, "b": b.metrics}
     document["kind"] = a.kind
@@ -44,6 +47,17 @@ def behaviour(repo: Repository, a: Any, b: Any, limit: int | None) -> dict[str, 
     if len(found.slices) > 1 or any(s.slice is not None for s in found.slices):
         document["slices"] = {s.slice or "": {"n": s.n, "negative_flips": s.negative, "positive_flips": s.positive} for s in found.slices}
     return document
+
+
+def _ratios_apart(repo: Repository, a: int, b: int) -> dict[str, float | None]:
+    """Of a truth suite: how far the two versions' truth ratios lie apart, and how likely chance alone does that."""
+    from ..registry.catalog.behaviour import predictions
+
+    sides = [[score for _, _, _, score, *_ in predictions(repo, side) if score is not None] for side in (a, b)]
+    if not all(sides):
+        return {"ks": None, "ks_p": None}
+    found = ks_test(*sides)
+    return {"ks": found.statistic, "ks_p": found.p}
 
 
 def _flip(flip: Any) -> dict[str, Any]:

@@ -50,6 +50,8 @@ class SuiteFacts:
         """
         other = self.against.get(label)
         accuracy = other.before.get("accuracy") if other else None
+        if other and other.flips and "accuracy" not in other.before:  # a kind that calls it otherwise (exact_match)
+            accuracy = other.flips.acc_a
         if accuracy is None:
             return None
         if self.chance <= 0 or accuracy <= 0:

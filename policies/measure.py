@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from ..ops.evaluate.flips import Outcome as Answer
 from ..ops.evaluate.flips import compare, compare_slices
+from ..ops.evaluate.ks import ks_test
 from ..ops.evaluate.suite import Suite, load_suite
 from ..registry.errors import BadRecipe, Incompatible
 from ..registry.ids import Digest, SnapshotId
@@ -20,6 +21,7 @@ from .outcome import Request
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from ..ops.evaluate.predictions import Prediction
     from ..registry.repository import Repository
 
 
@@ -81,9 +83,15 @@ class Bench:
 
     def answers(self, measured: Measured) -> list[Answer]:
         """The recorded answers, one per example."""
-        from ..ops.evaluate.predictions import from_arrow, outcomes
+        from ..ops.evaluate.predictions import outcomes
 
-        return outcomes(from_arrow(self.repo.blob(measured.predictions)))
+        return outcomes(self.rows(measured))
+
+    def rows(self, measured: Measured) -> list[Prediction]:
+        """The recorded rows, scores and all."""
+        from ..ops.evaluate.predictions import from_arrow
+
+        return from_arrow(self.repo.blob(measured.predictions))
 
     def _run(self, snapshot: SnapshotId, suite: Suite, limit: int | None) -> Measured:
         from ..ops.evaluate.runner import evaluate
@@ -98,10 +106,17 @@ class Bench:
             model=loaded.model,
             tokenizer=loaded.tokenizer if _reads_text(suite) else None,
         )
-        with self.repo.ingest(author=self.request.author, estimate=len(result.rows)) as tx:
-            evaluation = result.record(snapshot, tx.put_blob(result.rows), environment(forward=True))
+        rows = self._veiled(suite, result.rows) if suite.private else result.rows
+        with self.repo.ingest(author=self.request.author, estimate=len(rows)) as tx:
+            evaluation = result.record(snapshot, tx.put_blob(rows), environment(forward=True))
             tx.record_evaluation(evaluation)
         return Measured(evaluation.id, result.metrics, result.n, evaluation.predictions, False)
+
+    def _veiled(self, suite: Suite, rows: bytes) -> bytes:
+        """The rows of a private suite as they may be stored: under a key of its own, which can be destroyed."""
+        from ..ops.evaluate.predictions import from_arrow, to_arrow, veiled
+
+        return to_arrow(veiled(from_arrow(rows), partial(self.repo.keys.pseudonym, key_scope(suite))))
 
     def _loaded(self, snapshot: SnapshotId) -> _Loaded:
         if self._held is None or self._held[0] != snapshot:
@@ -129,8 +144,13 @@ class _Loaded:
         return load_tokenizer(self.view)
 
 
+def key_scope(suite: Suite) -> str:
+    """The scope of the key that stands between a private suite's texts and their digests: one per suite name."""
+    return f"suite-{suite.name}"
+
+
 def _reads_text(suite: Suite) -> bool:
-    return suite.kind != "classify"  # a classifier of images has no tokenizer; the runner looks for one when it needs it
+    return suite.traits.language  # a classifier of images has no tokenizer; the runner looks for one when it needs it
 
 
 # --- gathering -------------------------------------------------------------------------------------------
@@ -166,10 +186,15 @@ def gather(bench: Bench, suites: Sequence[Suite], candidate: SnapshotId, others:
 
 
 def _compared(bench: Bench, suite: Suite, before: Measured, after: Measured) -> Comparison:
-    if suite.kind == "perplexity":
+    if not suite.traits.judged:
         return Comparison(before.metrics)
     old, new = bench.answers(before), bench.answers(after)
-    return Comparison(before.metrics, compare(old, new), compare_slices(old, new) if suite.slices else {})
+    flips = compare(old, new)
+    if suite.kind == "truth":
+        ratios = [[row.score for row in bench.rows(side) if row.score is not None] for side in (before, after)]
+        found = ks_test(*ratios) if all(ratios) else None
+        flips = replace(flips, ks=found.statistic, ks_p=found.p) if found else flips
+    return Comparison(before.metrics, flips, compare_slices(old, new) if suite.slices else {})
 
 
 def _unanswered(suite: Suite, before: Mapping[str, Measured]) -> SuiteFacts:
@@ -179,12 +204,18 @@ def _unanswered(suite: Suite, before: Mapping[str, Measured]) -> SuiteFacts:
 
 
 def chance(suite: Suite) -> float:
-    """The accuracy that guessing gives: 1/2 for pairs, the mean of 1/choices, the commonest label's share, 0 for free answers."""
+    """The accuracy that guessing gives: 1/2 for pairs, the mean of 1/choices, the commonest label's share, 0 for free answers.
+
+    In a truth suite the right answer is one choice and every wrong one another; rows without wrong answers are not judged.
+    """
     if suite.kind == "pairs":
         return 0.5
     if suite.kind == "choice":
         shares = [1 / len(example.values["choices"]) for example in suite.examples()]
         return sum(shares) / len(shares)
+    if suite.kind == "truth":
+        shares = [1 / (1 + len(wrong)) for example in suite.examples() if (wrong := example.values["perturbed_answer"])]
+        return sum(shares) / len(shares) if shares else 0.0
     if suite.kind == "classify":
         labels = [example.values["label"] for example in suite.examples()]
         return max(labels.count(label) for label in set(labels)) / len(labels)

@@ -29,6 +29,9 @@ def render_behaviour(session: Session, suites: dict[str, Any], asked: dict[str, 
         columns = ("suite", "n", "accuracy", "lost", "won", "nfr", "nfr below", "McNemar p", "churn")
         print_table(session.console(), columns, rows, right=columns[1:])
         session.line(paint.dim("lost: right before, wrong now (negative flips). nfr below: upper 95 % bound of their rate."))
+    for name, s in judged.items():
+        if s.get("ks") is not None:
+            session.line(f"{paint.cyan(name)}  truth ratios {text.number(s['ks'])} apart (Kolmogorov-Smirnov p {s['ks_p']:.3g})")
     for name, s in others.items():
         before, after = s["metrics"]["a"], s["metrics"]["b"]
         shown = "  ".join(

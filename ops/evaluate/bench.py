@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ...registry.errors import Incompatible
+from .leakage import TokenStats
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -108,6 +109,15 @@ class Bench:
                 results[i] = likelihood
         return [r for r in results if r is not None]
 
+    def token_stats(self, sequences: Sequence[TokenRow]) -> list[TokenStats]:
+        """Every token of every continuation; results in the order of `sequences`. Contexts that are too long lose their head."""
+        fitted = [self._fitted(s) for s in sequences]
+        results: list[TokenStats | None] = [None] * len(fitted)
+        for chosen in self.batches([len(s) for s in fitted], self._vocabulary):
+            for i, found in zip(chosen, statistics(*self._picked([fitted[i] for i in chosen])), strict=True):
+                results[i] = found
+        return [r for r in results if r is not None]
+
     def next_tokens(self, prompts: Sequence[list[int]]) -> list[int]:
         """The greedy next token after each prompt."""
         prompts = [p[-self.window :] if self.window else p for p in prompts]
@@ -148,15 +158,35 @@ class Bench:
         logits = self.model(input_ids=ids.to(self.device), use_cache=False, **keep).logits
         return logits, width - logits.shape[1]
 
-    def _score(self, batch: list[TokenRow]) -> Iterator[Likelihood]:
+    def _picked(self, batch: list[TokenRow]) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+        """fp32 logits [tokens, vocabulary] that speak of each scored token, int64 true tokens [tokens], and tokens per row."""
         starts = [len(s.context) - 1 for s in batch]  # logits at a position speak of the next one
         logits, first = self._logits([s.context + s.continuation for s in batch], min(starts))
         sizes = [len(s.continuation) for s in batch]
         rows = torch.repeat_interleave(torch.arange(len(batch)), torch.tensor(sizes))
         places = torch.cat([torch.arange(a - first, a - first + n) for a, n in zip(starts, sizes, strict=True)])
-        picked = logits[rows.to(self.device), places.to(self.device)].float()  # [sum of sizes, vocabulary]
-        targets = torch.tensor([t for s in batch for t in s.continuation], device=self.device)
+        picked = logits[rows.to(self.device), places.to(self.device)].float()
+        return picked, torch.tensor([t for s in batch for t in s.continuation], device=self.device), sizes
+
+    def _score(self, batch: list[TokenRow]) -> Iterator[Likelihood]:
+        picked, targets, sizes = self._picked(batch)
         logprobs = picked.log_softmax(-1).gather(1, targets[:, None])[:, 0].double().cpu()
         best = picked.argmax(-1).cpu()
         for s, values, choice in zip(batch, logprobs.split(sizes), best.split(sizes), strict=True):
             yield Likelihood(float(values.sum()), choice.tolist(), choice.tolist() == s.continuation)
+
+
+def statistics(logits: torch.Tensor, targets: torch.Tensor, sizes: Sequence[int]) -> Iterator[TokenStats]:
+    """Per row: logits [tokens, vocabulary] and targets [tokens], all rows' tokens one after the other; sizes: tokens per row.
+
+    The variance is at least 1e-6, as the authors of Min-K%++ clamp it: uniform logits have none.
+    """
+    logprobs = logits.float().log_softmax(-1)
+    weights = logprobs.exp()
+    known = logprobs.masked_fill(weights == 0, 0.0)  # 0 * log 0 counts as nothing
+    means = (weights * known).sum(-1)
+    deviations = ((weights * known.square()).sum(-1) - means.square()).clamp_min(1e-6).sqrt()
+    right = logits.argmax(-1) == targets
+    columns = [logprobs.gather(1, targets[:, None])[:, 0].double(), means.double(), deviations.double(), right]
+    for values in zip(*(column.cpu().split(list(sizes)) for column in columns), strict=True):
+        yield TokenStats(*(value.tolist() for value in values))

@@ -54,6 +54,8 @@ class FlipReport:
     relative_nfr: float | None  # 1.0 is what independent errors would give
     backward_trust: float | None  # share of A's right answers that B keeps
     inconsistent: float | None  # both wrong, and differently: counted with nfr in MUSCLE's multiple-choice flip
+    ks: float | None = None  # of a truth suite: Kolmogorov-Smirnov distance of the two versions' truth ratios
+    ks_p: float | None = None  # its p: against a version retrained without the data, TOFU's forget quality
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ Columns: example (text), answer (text), correct (bool, null where right and wron
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from .flips import Outcome
 
@@ -18,7 +18,8 @@ class Prediction:
     """What a model did with one example.
 
     score: what the kind decides by: probability of the right answer (cloze, classify), margin in nats of the right choice over
-    the best wrong one (choice, pairs), mean nats per token (perplexity). logprob: nats of the right answer or of the window's text.
+    the best wrong one (choice, pairs), mean nats per token (perplexity), token F1 (generate), truth ratio (truth), likeness to a member
+    (membership), one of the numbers summed up (utility). logprob: nats of the right answer or of the window's text.
     """
 
     example: str
@@ -56,6 +57,27 @@ def from_arrow(data: bytes) -> list[Prediction]:
     import pyarrow as pa
 
     return [Prediction(**row) for row in pa.ipc.open_file(data).read_all().to_pylist()]
+
+
+def veiled(rows: Iterable[Prediction], pseudonym: Callable[[bytes], str]) -> list[Prediction]:
+    """The rows without any text: keyed digests stand for example, answer and slice; right and wrong and all scores stay.
+
+    pseudonym: maps bytes to a digest under a key that is kept elsewhere. An answer's digest is bound to its example, so that equal
+    answers of one example on two versions stay equal (churn is still counted) and equal answers of two examples do not show.
+    """
+
+    def veil(what: str, *parts: str) -> str:
+        return pseudonym("\0".join((what, *parts)).encode("utf-8", "surrogatepass"))
+
+    return [
+        replace(
+            row,
+            example=veil("example", row.example),
+            answer=veil("answer", row.example, row.answer) if row.answer else "",
+            slice=None if row.slice is None else veil("slice", row.slice),
+        )
+        for row in rows
+    ]
 
 
 def outcomes(rows: Iterable[Prediction]) -> list[Outcome]:

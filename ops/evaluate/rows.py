@@ -39,6 +39,8 @@ def parse_examples(suite: Suite) -> list[Example]:
         examples = reader.rows()
     if not examples or not reader.text.strip():
         raise reader.bad("the data file is empty", None, "a suite needs at least one example")
+    if suite.kind == "membership" and len({example.values["member"] for example in examples}) < 2:
+        raise reader.bad("all rows are members, or none is", None, "membership is told by comparing rows with member = true and false")
     return examples
 
 
@@ -93,8 +95,24 @@ class _Reader:
     def words(self, row: dict[str, Any], ours: str, number: int) -> str:
         value = self.take(row, ours, number)
         if not isinstance(value, str) or not value.strip():
-            raise self.bad(f"{ours!r} must be a non-empty text", number, f"got {value!r:.60}")
+            raise self.bad(f"{ours!r} must be a non-empty text", number, self.got(value))
         return value
+
+    def texts(self, row: dict[str, Any], ours: str, number: int) -> list[str]:
+        """One text or a list of them, none empty."""
+        value = self.take(row, ours, number)
+        found = value if isinstance(value, list) else [value]
+        if not found or not all(isinstance(text, str) and text.strip() for text in found):
+            raise self.bad(f"{ours!r} must be a text or a list of texts, none of them empty", number, self.got(value))
+        return found
+
+    def has(self, row: dict[str, Any], ours: str) -> bool:
+        """The row has this field under the name that the data use, and something in it."""
+        return row.get(self.suite.fields.get(ours, ours)) not in (None, "", [])
+
+    def got(self, value: Any) -> str:
+        """What was found instead, for a hint; a private suite tells no more than its type."""
+        return f"got a value of type {type(value).__name__}" if self.suite.private else f"got {value!r:.60}"
 
     def composed(self, row: dict[str, Any], ours: str, number: int) -> str:
         """The field itself, or the suite's template filled from the row's fields."""
@@ -118,14 +136,43 @@ class _Reader:
             return {"text": self.composed(row, "text", number)}
         if kind == "pairs":
             return {name: self.words(row, name, number) for name in ("good", "bad")}
+        if kind == "generate":
+            return {"prompt": self.composed(row, "prompt", number), "reference": self.texts(row, "reference", number)}
+        if kind == "truth":
+            return self.truth(row, number)
+        if kind == "membership":
+            return self.membership(row, number)
         return self.labelled(row, number)
+
+    def truth(self, row: dict[str, Any], number: int) -> dict[str, Any]:
+        """Without a paraphrase the answer stands for it; without wrong answers the row has a probability and no truth ratio."""
+        answer = self.words(row, "answer", number)
+        paraphrase = self.words(row, "paraphrased_answer", number) if self.has(row, "paraphrased_answer") else answer
+        wrong = self.texts(row, "perturbed_answer", number) if self.has(row, "perturbed_answer") else []
+        if self.suite.options and not wrong:
+            raise self.bad("`options` needs wrong answers to choose among", number, "add 'perturbed_answer', a list of texts")
+        return {
+            "prompt": self.composed(row, "prompt", number),
+            "answer": answer,
+            "paraphrased_answer": paraphrase,
+            "perturbed_answer": wrong,
+        }
+
+    def membership(self, row: dict[str, Any], number: int) -> dict[str, Any]:
+        """A running text, or an answer after its prompt (None for a running text)."""
+        member = self.take(row, "member", number)
+        if not isinstance(member, bool):
+            raise self.bad("'member' must be true or false", number, self.got(member))
+        if self.has(row, "text"):
+            return {"prompt": None, "text": self.words(row, "text", number), "member": member}
+        return {"prompt": self.composed(row, "prompt", number), "text": self.words(row, "answer", number), "member": member}
 
     def choice(self, row: dict[str, Any], number: int) -> dict[str, Any]:
         choices, index = self.take(row, "choices", number), self.take(row, "index", number)
         if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) and c.strip() for c in choices):
-            raise self.bad("'choices' must be a list of two or more texts", number, f"got {choices!r:.60}")
+            raise self.bad("'choices' must be a list of two or more texts", number, self.got(choices))
         if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(choices):
-            raise self.bad(f"'index' must be a whole number from 0 to {len(choices) - 1}", number, f"got {index!r:.60}")
+            raise self.bad(f"'index' must be a whole number from 0 to {len(choices) - 1}", number, self.got(index))
         return {"prompt": self.composed(row, "prompt", number), "choices": choices, "index": index}
 
     def labelled(self, row: dict[str, Any], number: int) -> dict[str, Any]:
@@ -158,12 +205,11 @@ class _Reader:
             return self.unnamed(values)
         for name in parts:
             if not isinstance(row.get(name), str | int) or row[name] == "":
-                raise self.bad(f"the id field {name!r} must be a text or a number", number, f"got {row.get(name)!r:.60}")
+                raise self.bad(f"the id field {name!r} must be a text or a number", number, self.got(row.get(name)))
         identity = "-".join(str(row[name]) for name in parts)
         if identity in self.lines:
-            raise self.bad(
-                f"the id {identity!r} is already used in line {self.lines[identity]}", number, "ids pair versions: make each unique"
-            )
+            which = "its id" if self.suite.private else f"the id {identity!r}"
+            raise self.bad(f"{which} is already used in line {self.lines[identity]}", number, "ids pair versions: make each unique")
         self.lines[identity] = number
         return identity
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ...registry.errors import Incompatible
 from ...registry.ids import Digest, SnapshotId
 from ...registry.records import Evaluation, Json
+from . import utility
 from .predictions import Prediction, to_arrow
 from .suite import Suite
 
@@ -25,13 +27,8 @@ if TYPE_CHECKING:
 
 SCORER = "builtin:1"  # raise the number when a scorer's meaning changes: old rows must not be compared with new ones
 
-HEADS = {
-    "cloze": ("ForCausalLM", "LMHeadModel"),
-    "choice": ("ForCausalLM", "LMHeadModel"),
-    "perplexity": ("ForCausalLM", "LMHeadModel"),
-    "pairs": ("ForCausalLM", "LMHeadModel"),
-    "classify": ("ForSequenceClassification", "ForImageClassification"),
-}
+LANGUAGE_HEADS = ("ForCausalLM", "LMHeadModel")
+CLASS_HEADS = ("ForSequenceClassification", "ForImageClassification")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,17 +77,22 @@ def evaluate(
     """
     import torch
 
-    from .bench import Bench
-    from .coder import Coder
-
     examples = suite.examples(limit)
     model = model if model is not None else load(view)
     check_head(suite, model)
+    if suite.parts:
+        tokenizer = tokenizer if tokenizer is not None else _tokenizer(view)
+        with_model = partial(evaluate, view, limit=limit, batch_tokens=batch_tokens, progress=progress, model=model, tokenizer=tokenizer)
+        rows, metrics = utility.summed_up({part.name: with_model(part).metrics for part in suite.parts})
+        return EvaluationResult(suite.name, suite.digest, suite.kind, metrics, len(rows), to_arrow(rows), limit)
+    from .bench import Bench
+    from .coder import Coder
+
     images = suite.kind == "classify" and "image" in examples[0].values
     if tokenizer is None and not images:
         tokenizer = _tokenizer(view)
     bench = Bench(model, None if tokenizer is None else Coder(tokenizer), batch_tokens, f"eval {suite.name}", progress)
-    with torch.inference_mode(), _still(model):
+    with torch.inference_mode(), _still(model), _discreet(suite):
         rows, metrics = _score(bench, suite, examples)
     return EvaluationResult(suite.name, suite.digest, suite.kind, metrics, len(rows), to_arrow(rows), limit)
 
@@ -109,10 +111,11 @@ def load(view: ModelView | None) -> PreTrainedModel:
 def check_head(suite: Suite, model: PreTrainedModel) -> None:
     """Raise Incompatible when the model's class cannot answer this kind of suite."""
     name = type(model).__name__
-    if not name.endswith(HEADS[suite.kind]):
+    heads = LANGUAGE_HEADS if suite.traits.language else CLASS_HEADS
+    if not name.endswith(heads):
         raise Incompatible(
             f"suite {suite.name!r} is of kind {suite.kind}, which {name} cannot answer",
-            hint=f"a {suite.kind} suite needs a model of class *{' or *'.join(HEADS[suite.kind])}",
+            hint=f"a {suite.kind} suite needs a model of class *{' or *'.join(heads)}",
         )
 
 
@@ -125,14 +128,33 @@ def _tokenizer(view: ModelView | None) -> PreTrainedTokenizerFast:
 
 
 def _score(bench: Bench, suite: Suite, examples: list) -> tuple[list[Prediction], dict[str, float | None]]:
+    """The scorer of the suite's kind. Modules that need torch are loaded here and not before."""
+    from . import choice, classify, cloze, generate, membership, pairs, perplexity, truth
+    from .decode import Limits
+
+    limits = Limits(suite.max_tokens, suite.stop)
     if suite.kind == "perplexity":
-        from .perplexity import score as perplexity
+        return perplexity.score(bench, examples, suite.seq_len)
+    if suite.kind == "generate":
+        return generate.score(bench, examples, limits)
+    if suite.kind == "truth":
+        return truth.score(bench, examples, options=suite.options, rouge=suite.rouge, limits=limits)
+    scorers = {"cloze": cloze, "choice": choice, "pairs": pairs, "classify": classify, "membership": membership}
+    return scorers[suite.kind].score(bench, examples, suite.metric)
 
-        return perplexity(bench, examples, suite.seq_len)
-    from . import choice, classify, cloze, pairs
 
-    scorers = {"cloze": cloze.score, "choice": choice.score, "pairs": pairs.score, "classify": classify.score}
-    return scorers[suite.kind](bench, examples, suite.metric)
+@contextmanager
+def _discreet(suite: Suite) -> Iterator[None]:
+    """A private suite's complaints quote nothing: scorers name examples and answers, which may be what is to be kept secret."""
+    try:
+        yield
+    except Incompatible:
+        if not suite.private:
+            raise
+        raise Incompatible(
+            f"a row of the private suite {suite.name!r} cannot be scored by this model",
+            hint="measure a copy with private = false in a scratch registry to see which row and why",
+        ) from None
 
 
 @contextmanager

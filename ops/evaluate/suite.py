@@ -6,7 +6,6 @@ read once, at loading: what is digested is what is scored, whatever happens to t
 
 from __future__ import annotations
 
-import difflib
 import re
 import tomllib
 from dataclasses import dataclass, field
@@ -16,31 +15,9 @@ from typing import Any
 from ...registry.errors import BadInputFile, BadRecipe, InputNotFound
 from ...registry.ids import Digest, blob_digest, record_digest
 from ...registry.records import InputRecord, canonical
+from .door import Door
+from .kinds import DEFAULT_MAX_TOKENS, DEFAULT_SEQ_LEN, KINDS, Kind
 from .rows import Example, parse_examples
-
-DEFAULT_SEQ_LEN = 128  # tokens of a perplexity window, BOS included
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """What one kind of suite needs and yields. The first metric is the default one."""
-
-    fields: tuple[str, ...]
-    metrics: tuple[str, ...]
-    templated: str | None = None  # the field that `template` may compose
-
-
-KINDS: dict[str, Kind] = {
-    "cloze": Kind(("prompt", "answer"), ("accuracy", "logprob"), "prompt"),
-    "choice": Kind(("prompt", "choices", "index"), ("accuracy", "accuracy_norm", "logprob"), "prompt"),
-    "perplexity": Kind(("text",), ("perplexity", "nll", "bits_per_byte"), "text"),
-    "classify": Kind(("text", "image", "label"), ("accuracy", "logprob"), "text"),
-    "pairs": Kind(("good", "bad"), ("accuracy", "logprob")),
-}
-LATER = ("generate", "retrieval")  # named by the handbook, not built yet
-
-_KEYS = ("name", "kind", "data", "fields", "slices", "template", "metric", "seq_len")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,25 +34,44 @@ class Suite:
     slices: tuple[str, ...] = ()
     template: str | None = None
     seq_len: int = DEFAULT_SEQ_LEN
+    max_tokens: int = DEFAULT_MAX_TOKENS  # that greedy decoding may write (generate, truth with `rouge`)
+    stop: tuple[str, ...] = ()  # texts that end what is written
+    options: bool = False  # truth: the answer's probability is its share among all options
+    rouge: bool = False  # truth: also write an answer, and compare it
+    private: bool = False  # no text of it may be stored: rows keep keyed digests and scores
+    parts: tuple[Suite, ...] = ()  # utility: the suites it sums up
     payload: bytes = field(default=b"", repr=False)  # the data file's bytes, as digested
 
+    @property
+    def traits(self) -> Kind:
+        """What suites of this kind need and yield."""
+        return KINDS[self.kind]
+
     def examples(self, limit: int | None = None) -> list[Example]:
-        """The rows in file order, at most `limit`. Raises BadInputFile with path and line; always checks the whole file."""
+        """The rows in file order, at most `limit` (of each part). Raises BadInputFile with path and line; always checks the whole file."""
+        if self.parts:
+            return [example for part in self.parts for example in part.examples(limit)]
         return parse_examples(self)[:limit]
 
     def record(self) -> InputRecord:
         """How a commit names this suite among its inputs."""
-        return InputRecord("suite", self.path.name, self.digest, len(self.payload))
+        size = sum(len(suite.payload) for suite in (self, *self.parts))
+        return InputRecord("suite", self.path.name, self.digest, size)
 
 
 def load_suite(path: Path) -> Suite:
     """Read and check a suite file and its data. Raises InputNotFound, BadRecipe (settings) or BadInputFile (encoding)."""
     path = Path(path)
     settings = _read_toml(path)
-    door = _Door(path, settings)
+    door = Door(path, settings)
     name, kind = door.name(), door.kind()
-    chosen = {"metric": door.metric(kind), "fields": door.fields(kind), "slices": door.slices()}
-    chosen |= {"template": door.template(kind), "seq_len": door.seq_len(kind)}
+    chosen: dict[str, Any] = {"metric": door.metric(kind), "private": door.truth("private")}
+    if kind == "utility":
+        parts = _parts(door)
+        return Suite(name, kind, path, path, _digest_of_parts(settings, parts), parts=parts, **chosen)
+    chosen |= {"fields": door.fields(kind), "slices": door.slices(), "template": door.template(kind)}
+    chosen |= {"seq_len": door.seq_len(), "max_tokens": door.max_tokens(), "stop": door.texts("stop", r'"\n"')}
+    chosen |= {"options": door.truth("options"), "rouge": door.truth("rouge")}
     data = path.parent / door.text("data")
     payload = _read(data, f"the data file of suite {path.name}")
     return Suite(name, kind, path, data, suite_digest(settings, data.name, payload), payload=payload, **chosen)
@@ -84,6 +80,24 @@ def load_suite(path: Path) -> Suite:
 def suite_digest(settings: dict[str, Any], data_name: str, payload: bytes) -> str:
     """Content id of a suite: its settings, with the data named by basename, and the digest of the data's bytes."""
     content = {**settings, "data": data_name, "data_digest": Digest(blob_digest(payload))}
+    return record_digest("mlc.suite.v1", canonical(content))
+
+
+def _parts(door: Door) -> tuple[Suite, ...]:
+    """The suites that a utility suite sums up; each must yield its three numbers."""
+    parts = []
+    for name in door.texts("parts", '"retain.toml", "real_authors.toml", "world_facts.toml"', least=1):
+        part = load_suite(door.path.parent / name)
+        if part.kind != "truth" or not part.rouge:
+            hint = 'each part is a suite of kind = "truth" with rouge = true'
+            raise door.bad("parts", f"{door.path}: {name} yields no probability, ROUGE-L and truth ratio", hint)
+        parts.append(part)
+    unique_names(parts)
+    return tuple(parts)
+
+
+def _digest_of_parts(settings: dict[str, Any], parts: tuple[Suite, ...]) -> str:
+    content = {**settings, "parts": [Digest(part.digest) for part in parts]}
     return record_digest("mlc.suite.v1", canonical(content))
 
 
@@ -109,101 +123,6 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise BadRecipe(
             f"{path} is not valid TOML: {fault}", hint="see `mlc eval --help` for a suite's keys", path=str(path), **where
         ) from fault
-
-
-@dataclass(frozen=True, slots=True)
-class _Door:
-    """Checks settings key by key, so that every complaint names its key, its line and the way out."""
-
-    path: Path
-    settings: dict[str, Any]
-
-    def __post_init__(self) -> None:
-        for key in self.settings:
-            if key not in _KEYS:
-                raise self.bad(key, f"{self.path}: unknown key {key!r}", _meant(key, _KEYS))
-
-    def bad(self, key: str, message: str, hint: str) -> BadRecipe:
-        lines = self.path.read_text(encoding="utf-8").splitlines()
-        start = re.compile(rf"\s*\[?\s*[\"']?{re.escape(key)}\b")
-        line = next((i for i, text in enumerate(lines, 1) if start.match(text)), None)
-        where = {"line": line, "column": 1} if line else {}
-        return BadRecipe(message if line is None else f"{message} (line {line})", hint=hint, path=str(self.path), **where)
-
-    def text(self, key: str) -> str:
-        value = self.settings.get(key)
-        if not isinstance(value, str) or not value.strip() or "\0" in value:
-            raise self.bad(key, f"{self.path}: {key!r} must be a non-empty text", f'for instance {key} = "..."')
-        return value
-
-    def name(self) -> str:
-        name = self.text("name")
-        if not _NAME.fullmatch(name):
-            raise self.bad("name", f"{self.path}: {name!r} is no suite name", "letters, digits, '.', '_' and '-', at most 64")
-        return name
-
-    def kind(self) -> str:
-        kind = self.text("kind")
-        if kind in LATER:
-            raise self.bad("kind", f"{self.path}: suites of kind {kind!r} are not built yet", f"use one of: {', '.join(KINDS)}")
-        if kind not in KINDS:
-            raise self.bad("kind", f"{self.path}: unknown kind {kind!r}", _meant(kind, tuple(KINDS)))
-        return kind
-
-    def metric(self, kind: str) -> str:
-        known = KINDS[kind].metrics
-        metric = self.settings.get("metric", known[0])
-        if metric not in known:
-            raise self.bad("metric", f"{self.path}: a {kind} suite has no metric {metric!r}", _meant(str(metric), known))
-        return metric
-
-    def fields(self, kind: str) -> dict[str, str | tuple[str, ...]]:
-        given, known = self.settings.get("fields", {}), (*KINDS[kind].fields, "id")
-        if not isinstance(given, dict):
-            raise self.bad("fields", f"{self.path}: 'fields' must be a table", 'for instance fields = { prompt = "question" }')
-        result: dict[str, str | tuple[str, ...]] = {}
-        for ours, theirs in given.items():
-            if ours not in known:
-                raise self.bad(ours, f"{self.path}: a {kind} suite has no field {ours!r}", _meant(ours, known))
-            if isinstance(theirs, str):
-                result[ours] = theirs
-            elif ours == "id" and isinstance(theirs, list) and theirs and all(isinstance(part, str) for part in theirs):
-                result[ours] = tuple(theirs)
-            else:
-                raise self.bad(ours, f"{self.path}: field {ours!r} must name a field of the data", "only `id` may be a list of names")
-        return result
-
-    def slices(self) -> tuple[str, ...]:
-        given = self.settings.get("slices", [])
-        names = [given] if isinstance(given, str) else given
-        if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-            raise self.bad("slices", f"{self.path}: 'slices' must be field names", 'for instance slices = ["relation"]')
-        return tuple(names)
-
-    def template(self, kind: str) -> str | None:
-        if "template" not in self.settings:
-            return None
-        template, target = self.text("template"), KINDS[kind].templated
-        if target is None:
-            raise self.bad("template", f"{self.path}: a {kind} suite takes no template", "remove it")
-        if not re.search(r"\{[^{}]+\}", template):
-            raise self.bad(
-                "template", f"{self.path}: the template names no field", 'for instance template = "Question: {question} Answer:"'
-            )
-        return template
-
-    def seq_len(self, kind: str) -> int:
-        length = self.settings.get("seq_len", DEFAULT_SEQ_LEN)
-        if "seq_len" in self.settings and kind != "perplexity":
-            raise self.bad("seq_len", f"{self.path}: only perplexity suites take 'seq_len'", "remove it")
-        if isinstance(length, bool) or not isinstance(length, int) or not 2 <= length <= 1_000_000:
-            raise self.bad("seq_len", f"{self.path}: 'seq_len' must be a whole number of at least 2", "for instance seq_len = 128")
-        return length
-
-
-def _meant(word: str, known: tuple[str, ...]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    return (f"did you mean {close[0]!r}? " if close else "") + f"known: {', '.join(known)}"
 
 
 def unique_names(suites: list[Suite]) -> list[str]:

@@ -112,6 +112,8 @@ def _flips(rule: Rule, subject: Subject, other: Comparison | None, facts: Facts)
     flips = other.slices.get(subject.slice) if subject.slice is not None else other.flips
     if flips is None:
         return Absent(f"{suite.name} has no right and wrong answers", quiet=True)
+    if rule.key in ("ks", "ks_p") and suite.kind != "truth":
+        return Absent(f"{suite.name} has no truth ratios", quiet=True)
     if flips.n == 0:
         return Absent(f"no example of {suite.name} was measured on both versions")
     return Reading(finite(getattr(flips, rule.key)), n=flips.n, flips=flips)
