@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 
 from ...registry.errors import Incompatible
 from ..base import Change, Check, Run
+from ..data.corpus import read_corpus
+from ..data.identity import KIND, documents, identities
 from ..engine import LocalEngine, Objective, TrainSettings
 from ..engine.local import language_loss, mean_loss, placed, threads
 from ..models import load_model, read_config
@@ -46,6 +49,7 @@ def apply(op: Update, view: ModelView, run: Run) -> Iterator[Change]:
     rows = prepare(op, view, run)
     for record in rows.inputs:
         run.input(record)
+    _leave_documents(op, run)
     if not rows.spared and op.holdout:
         run.note("the data is too small to hold a part out: the check measures rows that were trained on")
     method = _method(op, view, run, rows)
@@ -54,6 +58,14 @@ def apply(op: Update, view: ModelView, run: Run) -> Iterator[Change]:
     outcome = LocalEngine().train(method.module, rows.mixture, settings, run, objective=objective)
     run.record("training", _facts(op, settings, rows, outcome, method.module))
     yield from method.changes()
+
+
+def _leave_documents(op: Update, run: Run) -> None:
+    """Keep which documents were trained on, as keyed digests: `mlc impact` finds this commit by any one of them."""
+    for path in (op.data, *(replay.path for replay in op.replays)):
+        if path is not None:
+            corpus = read_corpus(path)
+            run.artifact(KIND, corpus.record.digest, partial(documents, identities(corpus), partial(run.pseudonym, scope="registry")))
 
 
 def _method(op: Update, view: ModelView, run: Run, rows: Prepared) -> Method:
