@@ -54,6 +54,11 @@ class Mixture:
         """Tokens per row."""
         return self.sources[0].rows.shape[1]
 
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens of one micro-batch."""
+        return self.batch * self.seq_len
+
     def digest(self) -> str:
         """Covers all rows, shares and the seed: a resumed run must read what the stopped one read."""
         facts = [self.batch, self.seed, *((s.name, s.share, s.rows.shape[1]) for s in self.sources)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .base import Engine, Objective, Outcome, TrainSettings
+from .base import Engine, Feed, Masks, Objective, Outcome, TrainSettings, Watch
 from .local import LocalEngine
 
-__all__ = ["Engine", "LocalEngine", "Objective", "Outcome", "TrainSettings"]
+__all__ = ["Engine", "Feed", "LocalEngine", "Masks", "Objective", "Outcome", "TrainSettings", "Watch"]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
     from ..base import Run
-    from ..data.mixing import Batch, Mixture
 
 Decay = Literal["cosine", "linear", "constant", "wsd"]
 Precision = Literal["fp32", "bf16"]
@@ -32,11 +33,12 @@ class TrainSettings:
     save_every: int = 50
     seed: int = 0
     threads: int = 1
+    dropout: bool = True  # False: the module stays in evaluation mode, so that nothing in a step is random but its rows
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a training run says about itself. `curve` holds (step, mean loss since the point before), at most 100 points."""
+    """What a training run says about itself. `steps` were done; `curve` holds (step, mean loss since the point before), at most 100."""
 
     steps: int
     tokens: int
@@ -44,15 +46,58 @@ class Outcome:
     resumed_at: int
 
 
+class Movable(Protocol):
+    """One micro-batch, whatever it holds."""
+
+    def to(self, where: torch.device) -> Any:
+        """The same batch on another device."""
+        ...
+
+
+class Feed(Protocol):
+    """What is read: batches that are a function of their number alone, so that a resumed run reads what it would have read."""
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens of one micro-batch (about, where rows differ in length)."""
+        ...
+
+    def at(self, number: int) -> Movable:
+        """The micro-batch with this number, counted from 0 over the whole run."""
+        ...
+
+    def digest(self) -> str:
+        """Covers everything that may be read: a resumed run must read what the stopped one read."""
+        ...
+
+
 class Objective(Protocol):
     """The loss of one micro-batch: a scalar, the mean over its tokens."""
 
-    def __call__(self, module: nn.Module, batch: Batch) -> Tensor: ...
+    def __call__(self, module: nn.Module, batch: Any) -> Tensor: ...
+
+
+Watch = Callable[[int], bool]  # told the number of steps done; True stops the run there
+Masks = Mapping[str, "Tensor"]  # parameter name -> bool tensor of its shape: True may move
 
 
 class Engine(Protocol):
     """Trains the parameters of `module` that require gradients, in place, on the batches of `rows`."""
 
-    def train(self, module: nn.Module, rows: Mixture, settings: TrainSettings, run: Run, *, objective: Objective) -> Outcome:
-        """Raises CheckFailed when the loss is no longer a number. Resumes from `run.load_state()` when there is one."""
+    def train(
+        self,
+        module: nn.Module,
+        rows: Feed,
+        settings: TrainSettings,
+        run: Run,
+        *,
+        objective: Objective,
+        masks: Masks | None = None,
+        watch: Watch | None = None,
+    ) -> Outcome:
+        """Raises CheckFailed when the loss is no longer a number. Resumes from `run.load_state()` when there is one.
+
+        masks: where they say False an element keeps its bits, whatever clipping, moments and weight decay do (parameters without a
+        mask move freely). watch: asked after every step, before a state is saved.
+        """
         ...

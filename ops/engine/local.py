@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from ...registry.errors import CheckFailed, StalePlan
-from .base import Objective, Outcome, TrainSettings
+from .base import Feed, Masks, Objective, Outcome, TrainSettings, Watch
 from .schedule import learning_rate
 
 if TYPE_CHECKING:
     from ..base import Run
-    from ..data.mixing import Batch, Mixture
+    from ..data.mixing import Batch
 
 POINTS = 100  # of the loss curve that is kept
 
@@ -55,40 +55,66 @@ def autocast(precision: str, where: torch.device) -> AbstractContextManager[Any]
 class LocalEngine:
     """The engine `local`."""
 
-    def train(self, module: nn.Module, rows: Mixture, settings: TrainSettings, run: Run, *, objective: Objective) -> Outcome:
+    def train(
+        self,
+        module: nn.Module,
+        rows: Feed,
+        settings: TrainSettings,
+        run: Run,
+        *,
+        objective: Objective,
+        masks: Masks | None = None,
+        watch: Watch | None = None,
+    ) -> Outcome:
         """Train in place; see `Engine`."""
         where = device()
         placed(module)
         with threads(settings.threads), torch.random.fork_rng(devices=[where.index or 0] if where.type == "cuda" else []):
             torch.manual_seed(settings.seed)
-            return _Loop(module, rows, settings, run, objective, where).run_all()
+            return _Loop(module, rows, settings, run, objective, where, masks, watch).run_all()
 
 
 class _Loop:
-    def __init__(self, module: nn.Module, rows: Mixture, s: TrainSettings, run: Run, objective: Objective, where: torch.device) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        rows: Feed,
+        s: TrainSettings,
+        run: Run,
+        objective: Objective,
+        where: torch.device,
+        masks: Masks | None = None,
+        watch: Watch | None = None,
+    ) -> None:
         self.module, self.rows, self.s, self.run, self.objective, self.where = module, rows, s, run, objective, where
         self.trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
         decayed = [p for p in self.trained.values() if p.dim() > 1]
         others = [p for p in self.trained.values() if p.dim() <= 1]  # norms and biases are never pulled towards zero
         groups = [{"params": decayed, "weight_decay": s.weight_decay}, {"params": others, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=s.lr, betas=s.betas)
+        self.frozen = Frozen(self.trained, masks or {}, where)
+        self.watch = watch
         self.losses: list[float] = []
         self.digest = rows.digest()
 
     def run_all(self) -> Outcome:
         start = self._restore()
-        self.module.train()
-        began, per_step = time.perf_counter(), self.s.grad_accum * self.rows.batch * self.rows.seq_len
+        self.module.train(self.s.dropout)
+        began, per_step, done = time.perf_counter(), self.s.grad_accum * self.rows.batch_tokens, start
         for step in range(start, self.s.steps):
             rate = learning_rate(step, self.s)
             self.losses.append(self._step(step, rate))
             done = step + 1
             speed = (done - start) * per_step / max(time.perf_counter() - began, 1e-9)
-            if done < self.s.steps and self.s.save_every and done % self.s.save_every == 0:
+            enough = self.watch is not None and self.watch(done)
+            if not enough and done < self.s.steps and self.s.save_every and done % self.s.save_every == 0:
                 self._save(done)
             self.run.progress("train", done, self.s.steps, loss=self.losses[-1], lr=rate, tokens_per_second=speed)
+            if enough:
+                break
+        self.frozen.restore()
         self.module.eval()
-        return Outcome(self.s.steps, self.s.steps * per_step, curve(self.losses), start)
+        return Outcome(done, done * per_step, curve(self.losses), start)
 
     def _step(self, step: int, rate: float) -> float:
         for group in self.optimizer.param_groups:
@@ -102,22 +128,28 @@ class _Loop:
             loss.backward()
             total += loss.item()
         if not math.isfinite(total):
-            raise CheckFailed(
-                f"the loss is no longer a number at step {step + 1} of {self.s.steps}", hint=f"try --lr {self.s.lr / 4:.2g}", step=step + 1
-            )
-        if self.s.clip > 0:
-            nn.utils.clip_grad_norm_(self.trained.values(), self.s.clip)
+            raise self._broken("loss", step)
+        if self.s.clip > 0 and not nn.utils.clip_grad_norm_(self.trained.values(), self.s.clip).isfinite():
+            raise self._broken("gradient", step)  # scaled by it, every weight would become NaN
+        self.frozen.still()
         self.optimizer.step()
+        if self.s.weight_decay > 0:  # decoupled decay shrinks what has no gradient, too
+            self.frozen.restore()
         return total
+
+    def _broken(self, what: str, step: int) -> CheckFailed:
+        return CheckFailed(
+            f"the {what} is no longer a number at step {step + 1} of {self.s.steps}", hint=f"try --lr {self.s.lr / 4:.2g}", step=step + 1
+        )
 
     # --- a state that survives a kill ---
 
     def _save(self, step: int) -> None:
         tensors: dict[str, Tensor] = {"rng": torch.get_rng_state()}
         for name, parameter in self.trained.items():
-            moments = self.optimizer.state[parameter]
             tensors[f"param.{name}"] = parameter.detach()
-            tensors[f"m.{name}"], tensors[f"v.{name}"] = moments["exp_avg"], moments["exp_avg_sq"]
+            if moments := self.optimizer.state.get(parameter):  # none where no gradient has come by
+                tensors[f"m.{name}"], tensors[f"v.{name}"] = moments["exp_avg"], moments["exp_avg_sq"]
         self.run.save_state(step, tensors, {"losses": self.losses, "rows": self.digest})
 
     def _restore(self) -> int:
@@ -130,6 +162,8 @@ class _Loop:
         with torch.no_grad():
             for name, parameter in self.trained.items():
                 parameter.copy_(tensors[f"param.{name}"])
+                if f"m.{name}" not in tensors:
+                    continue
                 self.optimizer.state[parameter] = {
                     "step": torch.tensor(float(step)),
                     "exp_avg": tensors[f"m.{name}"].to(self.where, copy=True),
@@ -138,6 +172,25 @@ class _Loop:
         torch.set_rng_state(tensors["rng"].cpu())
         self.losses = list(meta["losses"])
         return step
+
+
+class Frozen:
+    """Elements that a mask holds still: no gradient reaches them, and their first bits are put back."""
+
+    def __init__(self, trained: dict[str, nn.Parameter], masks: Masks, where: torch.device) -> None:
+        self.held = [(p, ~masks[n].to(where), p.detach().clone()) for n, p in trained.items() if n in masks]
+
+    def still(self) -> None:
+        """After clipping, before the step: the norm that is clipped is that of the whole gradient."""
+        for parameter, frozen, _ in self.held:
+            if parameter.grad is not None:
+                parameter.grad.masked_fill_(frozen, 0.0)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Every frozen element as it was when this object was made."""
+        for parameter, frozen, first in self.held:
+            parameter.copy_(torch.where(frozen, first, parameter))
 
 
 def curve(losses: list[float]) -> tuple[tuple[int, float], ...]:
