@@ -43,7 +43,7 @@ class Unlearn(Operation):
     retain_set: str | None = option(None, help="records to keep, mixed kinds allowed; blake3:<digest> of one whose importance is stored")
     method: str = option("dense", help="dense, wagle (masked), ssd, lfssd, assd, slug")
     objective: str = option("npo", help="what dense and wagle train with: graddiff, npo, simnpo, po, rmu")
-    strength: str = option("auto", help="auto, or a number (dense, wagle: times the usual rate; ssd, lfssd: a < 1; slug: step)")
+    strength: str = option("auto", help="auto, or a number (dense, wagle: times the usual rate; ssd, lfssd: a < 1, or alpha with reference-batch; slug: step)")
     keep_ratio: float = option(0.3, help="wagle: share of the weights that may move")
     steps: int | None = option(None, help=f"dense, wagle: optimizer steps (default {STEPS}; auto may stop earlier)")
     lr: float | None = option(None, help="dense, wagle: peak learning rate (default: by model size and method)")
@@ -98,7 +98,8 @@ class Unlearn(Operation):
     def _check_strength(self) -> None:
         value = self.amount
         _require(value is None or (math.isfinite(value) and value > 0), f"--strength is auto or a positive number, not {self.strength!r}")
-        if self.method in ("ssd", "lfssd") and value is not None and value >= 1:
+        bounded = self.method in ("ssd", "lfssd") and self.fisher == "sample"  # batches break the bound; there it is alpha itself
+        if bounded and value is not None and value >= 1:
             raise BadParameter(
                 f"--strength {self.strength} is a proven no-op for {self.method}: with a = alpha |Df| / |D| at 1 or above no weight can "
                 "matter more to the forget set than a times to all data",
