@@ -80,7 +80,7 @@ def build(view: ModelView) -> PreTrainedModel:
 
 def _attention(auto: Any, config: Any) -> str:
     """ATTENTION, or `eager` where the class does not offer it (a convolutional network has no attention at all)."""
-    classes = auto._model_mapping[type(config)] if type(config) in auto._model_mapping else ()
+    classes = auto._model_mapping.get(type(config), ())
     offered = all(getattr(c, "_supports_sdpa", True) for c in (classes if isinstance(classes, list | tuple) else (classes,)))
     return ATTENTION if offered else "eager"
 
