@@ -43,7 +43,7 @@ class Unlearn(Operation):
     retain_set: str | None = option(None, help="records to keep, mixed kinds allowed; blake3:<digest> of one whose importance is stored")
     method: str = option("dense", help="dense, wagle (masked), ssd, lfssd, assd, slug")
     objective: str = option("npo", help="what dense and wagle train with: graddiff, npo, simnpo, po, rmu")
-    strength: str = option("auto", help="auto, or a number (dense, wagle: times the usual rate; ssd, lfssd: a < 1, or alpha with reference-batch; slug: step)")
+    strength: str = option("auto", help="auto, or a number (dense, wagle: times the usual rate; ssd, lfssd: a below 1; slug: step)")
     keep_ratio: float = option(0.3, help="wagle: share of the weights that may move")
     steps: int | None = option(None, help=f"dense, wagle: optimizer steps (default {STEPS}; auto may stop earlier)")
     lr: float | None = option(None, help="dense, wagle: peak learning rate (default: by model size and method)")
