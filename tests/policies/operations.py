@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from mlc.ops.base import Change, Check, Operation, Plan, SetFile, SetTensor, option
-from mlc.registry.records import InputRecord
+from mlc.registry.records import InputRecord, canonical
 
 UP = "model.layers.0.mlp.up_proj.weight"
 NORM = "model.norm.weight"
@@ -94,3 +94,63 @@ def times_computed(repo: Any) -> int:
     """How often `Remembering` had to compute its artifact."""
     place = repo.path / "runs" / "computed"
     return len(place.read_text()) if place.exists() else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Learn(Operation):
+    """Reads a corpus as an update does, and moves one tensor by a formula."""
+
+    name: ClassVar[str] = "update"
+    data: str = option(help="a corpus")
+    factor: float = 1.1
+
+    def plan(self, view: Any) -> Plan:
+        return Plan("learn", (UP,))
+
+    def apply(self, view: Any, run: Any) -> Iterator[Change]:
+        from functools import partial
+
+        from mlc.ops.data.corpus import read_corpus
+        from mlc.ops.data.identity import KIND, documents, identities
+
+        corpus = read_corpus(self.data)
+        run.input(corpus.record)
+        run.artifact(KIND, corpus.record.digest, lambda: documents(identities(corpus), partial(run.pseudonym, scope="registry")))
+        yield SetTensor(UP, view.tensor(UP) * self.factor)
+
+
+@dataclass(frozen=True, slots=True)
+class Forget(Operation):
+    """Says what an unlearning says: the forget set by keyed digests only, and what was measured before and after."""
+
+    name: ClassVar[str] = "unlearn"
+    forget_set: str = option(help="records")
+    after: float = 0.0
+    passes: bool = True
+    stop: bool = False
+    reference: str | None = None
+    factor: float = 0.9
+
+    def plan(self, view: Any) -> Plan:
+        return Plan("forget", (UP,))
+
+    def apply(self, view: Any, run: Any) -> Iterator[Change]:
+        from mlc.ops.data.items import read_items
+
+        items = read_items(self.forget_set, "forget")
+        run.input(InputRecord("forget", items.name, run.pseudonym(items.payload), items.bytes))
+        rows = [canonical({"id": run.pseudonym(i.normal()), "right_before": True, "right_after": False}) for i in items.items]
+        run.artifact("forget-items", run.id, lambda: b"".join(row + b"\n" for row in rows))
+        if self.reference:
+            run.version(self.reference)
+        if self.stop and not Path(run.scratch, "stopped").exists():
+            Path(run.scratch, "stopped").touch()
+            raise KeyboardInterrupt
+        yield SetTensor(UP, view.tensor(UP) * self.factor)
+
+    def check(self, before: Any, after: Any, run: Any) -> Check:
+        values = {
+            "forget_before": 0.975, "forget_after": self.after, "retain_before": 0.99, "retain_after": 0.98, "selected_fraction": 0.3,
+            "text_perplexity_before": 2.0, "text_perplexity_after": 2.01, "search": [{"strength": 1.0, "forget": 0.2, "chosen": False}],
+        }  # fmt: skip
+        return Check(self.passes, values, "the retain set suffered", "--method dense --objective npo")
