@@ -93,7 +93,7 @@ def step(start: float, measure: Measure, *, evaluations: int = 10, span: tuple[f
         lower, upper = (lower, now) if trial.met else (now, upper)
         if upper == math.inf and not trial.kept:
             break
-        now = 2 * lower if upper == math.inf else (lower + upper) / 2
+        now = significant(2 * lower if upper == math.inf else (lower + upper) / 2)
     log.sort(key=lambda t: t.strength)
     if falling(log):
         return choose(log)
