@@ -3,8 +3,8 @@
 Two gradient passes, then weights that matter far more to the forget set than to all data are shrunk. Per sample, the importance of all data
 is F_D = share F_f + (1 - share) F_r, so F_f / F_D never exceeds 1 / share and the strength a = alpha * share lies in (0, 1): the same a
 means the same whatever the sizes of the sets. F_r is an artifact of (snapshot, retain set), so the retain data is read once; F_f is never
-stored. `--fisher reference-batch` follows the published code instead (squares of the means of batches of 64, in the order of the files, retain
-then forget): there the bound does not hold and the strength is alpha itself.
+stored. `--fisher reference-batch` follows the published code instead: squares of the means of batches of 64, in the order of the files with
+the retain set first. There the bound does not hold, and the strength is alpha itself.
 """
 
 from __future__ import annotations
