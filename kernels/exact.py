@@ -9,6 +9,8 @@ Every NaN that leaves `round_to` is the one canonical NaN, since processors disa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -37,6 +39,11 @@ def sub(a: Tensor, b: Tensor) -> Tensor:
 def mul(a: Tensor, b: Tensor) -> Tensor:
     """a * b, each element rounded once to their common type (float32 or float64)."""
     return torch.mul(*_wide(a, b))
+
+
+def div(a: Tensor, b: Tensor) -> Tensor:
+    """a / b, each element rounded once to their common type (float32 or float64)."""
+    return torch.div(*_wide(a, b))
 
 
 def scale(x: Tensor, factor: float) -> Tensor:
@@ -78,6 +85,46 @@ def add_rank1_terms(w: Tensor, up: Tensor, down: Tensor, factor: float = 1.0) ->
             torch.add(y, product, out=y)
         out[part] = round_to(y, w.dtype)
     return out
+
+
+def weighted_sum(xs: Sequence[Tensor], weights: Sequence[float], dtype: torch.dtype, total: float | None = None) -> Tensor:
+    """(w_1 x_1 + w_2 x_2 + ...) / total, defined to the bit: summed in float32 in the order given, at last rounded to `dtype`.
+
+    Args: `xs` of one shape and of types that float32 holds; as many weights. Numbers are first rounded to float32. In order:
+    `y = scale(x_1, w_1)`; for each further k: `y = add(y, scale(x_k, w_k))`; with a total `y = div(y, total)`.
+    """
+    _single(xs, weights)
+    y = scale(widen(xs[0]), weights[0])
+    for x, weight in zip(xs[1:], weights[1:], strict=True):
+        y = add(y, scale(widen(x), weight))
+    return round_to(_shared(y, total), dtype)
+
+
+def task_sum(
+    base: Tensor, xs: Sequence[Tensor], weights: Sequence[float], factor: float, dtype: torch.dtype, total: float | None = None
+) -> Tensor:
+    """base + factor * (w_1 (x_1 - base) + ...) / total, defined to the bit: in float32, in the order given, at last rounded to `dtype`.
+
+    In order: `y = scale(sub(x_1, base), w_1)`; for each further k: `y = add(y, scale(sub(x_k, base), w_k))`; with a total
+    `y = div(y, total)`; `add(base, scale(y, factor))`.
+    """
+    _single((base, *xs), (factor, *weights))
+    known = widen(base)
+    y = scale(sub(widen(xs[0]), known), weights[0])
+    for x, weight in zip(xs[1:], weights[1:], strict=True):
+        y = add(y, scale(sub(widen(x), known), weight))
+    return round_to(add(known, scale(_shared(y, total), factor)), dtype)
+
+
+def _shared(y: Tensor, total: float | None) -> Tensor:
+    return y if total is None else div(y, torch.tensor(total, dtype=y.dtype, device=y.device))
+
+
+def _single(xs: Sequence[Tensor], numbers: Sequence[float]) -> None:
+    if len(xs) != len(numbers) or not len(xs):
+        raise ValueError(f"{len(xs)} tensors cannot be combined with {len(numbers)} numbers")
+    if any(tuple(x.shape) != tuple(xs[0].shape) or x.dtype == torch.float64 for x in xs):
+        raise ValueError("only tensors of one shape, and of types that float32 holds, can be combined")
 
 
 def _chunk() -> int:

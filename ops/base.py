@@ -20,6 +20,7 @@ from ..registry.records import InputRecord, Json
 if TYPE_CHECKING:
     import torch
 
+    from ..registry.delta.derived import Derived
     from ..registry.view import ModelView
 
 
@@ -33,11 +34,16 @@ def option(default: Any = dataclasses.MISSING, *, help: str, flag: str | None = 
 
 @dataclass(frozen=True, slots=True)
 class SetTensor:
-    """`name` now holds `data`. `base` names the parent's tensor it is best stored against (default: same name)."""
+    """`name` now holds `data`. `base` names the parent's tensor it is best stored against (default: same name).
+
+    `derived` says which pinned function of stored tensors `data` is; an operation that computes it by `registry.delta.derived.derive`
+    is stored as the recipe alone.
+    """
 
     name: str
     data: torch.Tensor
     base: str | None = None
+    derived: Derived | None = None
 
 
 @dataclass(frozen=True, slots=True)

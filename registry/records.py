@@ -18,6 +18,7 @@ from typing import Any, Literal, Self
 from .errors import BadParameter, CorruptRecord
 from .ids import CommitId, Digest, SnapshotId, record_digest
 
+SNAPSHOT_DOMAIN = b"mlc.snapshot.v1\n"  # a snapshot is stored behind this line, so that its id is the digest of the stored bytes
 Json = Any  # what canonical() accepts: dict[str, Json] | list | tuple | str | int | float | bool | None
 
 

@@ -15,7 +15,7 @@ from . import fs, revs
 from .errors import CorruptRecord, HashMismatch, MissingObject, NotFound, UsageError
 from .ids import CommitId, Digest, SnapshotId, record_digest
 from .journal import Journal
-from .records import Commit, Evaluation, Json, RefUpdate, Snapshot
+from .records import SNAPSHOT_DOMAIN, Commit, Evaluation, Json, RefUpdate, Snapshot
 from .refs import RefStore, check_name
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from .view import ModelView
 
 FORMAT = "mlc 1\n"
-SNAPSHOT_DOMAIN = b"mlc.snapshot.v1\n"
 KEPT_COMMITS, KEPT_SNAPSHOTS = 4096, 8  # parsed records kept in memory
 
 

@@ -17,11 +17,13 @@ from .errors import BadParameter, HashMismatch, Locked, MissingObject
 from .ids import CommitId, Digest, SnapshotId
 from .journal import JournalRecord
 from .owners import Owner, as_details, myself
+from .places import Places
 from .publishing import new_txid, publish, warned
 from .records import Commit, Evaluation, Json, RefUpdate, Snapshot, TensorDelta, canonical
 from .repository import SNAPSHOT_DOMAIN
 
 if TYPE_CHECKING:
+    from .delta.derived import Derived
     from .objects.layout import ObjectInfo
     from .objects.store import ObjectStore
     from .objects.writer import PackWriter
@@ -47,6 +49,7 @@ class Transaction:
         self._stack = contextlib.ExitStack()
         self._pin, self._tmp = repo.path / "pins" / self.txid, repo.path / "tmp" / self.txid
         self._references: dict[Digest, Digest] = {}  # of a tensor put: the one that it replaces
+        self.places = Places(repo)  # where the sources of derived tensors are named
 
     # --- W0, W1: begin ---------------------------------------------------------------------------------------
 
@@ -99,15 +102,16 @@ class Transaction:
             return self._pack().add_blob(data)
 
     def put_tensor(
-        self, dtype: str, shape: Sequence[int], data: memoryview | bytes, *, base: Digest | None = None, reference: Digest | None = None
-    ) -> Digest:
+        self, dtype: str, shape: Sequence[int], data: memoryview | bytes, *,
+        base: Digest | None = None, reference: Digest | None = None, derived: Derived | None = None,
+    ) -> Digest:  # fmt: skip
         """Store a tensor's little-endian row-major bytes; returns its digest.
 
         `base`: the tensor it is best coded against. `reference`: the tensor it replaces; `with_statistics` says how far it moved from
-        there. Raises ShapeMismatch, DiskFull.
+        there. `derived`: the function of stored tensors that it is, or nearly is. Raises ShapeMismatch, DiskFull.
         """
         with fs.faults_in_words(self.repo.path):
-            digest = self._pack().add_tensor(dtype, shape, data, base).digest
+            digest = self._pack().add_tensor(dtype, shape, data, base, derived, self.places.find).digest
         if reference is not None and reference != digest:
             self._references[digest] = reference
         return digest
@@ -143,6 +147,15 @@ class Transaction:
     def info(self, digest: Digest) -> ObjectInfo:
         """How an object that is stored, or was put here, is coded. Raises MissingObject."""
         return self._writer.info(digest) if self._writer else self.repo.objects.info(digest)
+
+    def coded_against(self, info: ObjectInfo) -> tuple[Digest | None, int | None]:
+        """The (first) tensor that an object is coded against, and the rank of its update where it is one of rank-1 terms."""
+        if info.codec != "derived":
+            return info.base, None
+        from .objects.sources import taken_apart
+
+        parts = taken_apart(self._writer or self.repo.objects, info)
+        return parts.sources[0].digest, parts.rank
 
     @property
     def objects(self) -> ObjectStore:

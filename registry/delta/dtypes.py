@@ -71,7 +71,7 @@ def byte_size(word: str, shape: Sequence[int]) -> int:
 
 
 # Codecs, as written in records and block tables. For ever: append, never renumber.
-RAW, ZSTD, CONSTANT, PLANES, SPARSE, DENSE, FORECAST = range(7)
+RAW, ZSTD, CONSTANT, PLANES, SPARSE, DENSE, FORECAST, DERIVED = range(8)
 CODECS = {
     "raw": RAW,
     "zstd": ZSTD,
@@ -80,5 +80,6 @@ CODECS = {
     "sparse": SPARSE,
     "dense": DENSE,
     "forecast": FORECAST,
+    "derived": DERIVED,  # of a whole object, never of a block: its base is a recipe, which names the tensors it is a function of
 }
 DELTAS = (SPARSE, DENSE, FORECAST)  # need their base to be read

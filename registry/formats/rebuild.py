@@ -24,6 +24,7 @@ from .torch_bytes import from_tensor
 if TYPE_CHECKING:
     import torch
 
+    from ..delta.derived import Derived
     from ..transaction import Transaction
 
 
@@ -90,7 +91,7 @@ class _Edit:
     def apply(self, change: Any) -> None:
         match type(change).__name__:
             case "SetTensor":
-                self._set(change.name, change.data, change.base)
+                self._set(change.name, change.data, change.base, change.derived)
             case "CopyTensor":
                 self._copy(change.name, change.source)
             case "DropTensor":
@@ -102,9 +103,9 @@ class _Edit:
             case other:
                 raise TypeError(f"{other} is not a change")
 
-    def _set(self, name: str, tensor: torch.Tensor, base: str | None) -> None:
+    def _set(self, name: str, tensor: torch.Tensor, base: str | None, derived: Derived | None) -> None:
         word, shape, data = from_tensor(tensor)
-        entry = self.storing.put(_tensor_name(name), word, shape, data, base)
+        entry = self.storing.put(_tensor_name(name), word, shape, data, base, derived)
         self.tensors[name] = entry
         self.home.setdefault(name, self.origin.get(base or name, self.default_home))
         self.spool.keep(entry.digest, data)

@@ -12,6 +12,7 @@ from ..ids import Digest
 from ..records import Snapshot, TensorDelta, TensorEntry
 
 if TYPE_CHECKING:
+    from ..delta.derived import Derived
     from ..transaction import Transaction
 
 SPOOL_MEMORY = 256 << 20  # bytes
@@ -25,13 +26,19 @@ class Storing:
         self.tx = tx
         self.before = {entry.name: entry for entry in parent.tensors} if parent is not None else {}
         self.deltas: list[TensorDelta] = []
+        if parent is not None:
+            tx.places.tell(parent)
 
-    def put(self, name: str, dtype: str, shape: Sequence[int], data: memoryview, base: str | None = None) -> TensorEntry:
-        """Store one tensor; `base` names the parent's tensor it is best coded against (default: the one of its own name)."""
+    def put(
+        self, name: str, dtype: str, shape: Sequence[int], data: memoryview, base: str | None = None, derived: Derived | None = None
+    ) -> TensorEntry:
+        """Store one tensor; `base` names the parent's tensor it is best coded against (default: the one of its own name).
+
+        `derived` says which function of stored tensors it is.
+        """
         before, hint = self.before.get(name), self.before.get(base or name)
-        digest = self.tx.put_tensor(
-            dtype, tuple(shape), data, base=hint.digest if hint else None, reference=before.digest if before else None
-        )
+        known, replaced = (entry.digest if entry else None for entry in (hint, before))
+        digest = self.tx.put_tensor(dtype, tuple(shape), data, base=known, reference=replaced, derived=derived)
         entry = TensorEntry(name, dtype, tuple(shape), digest)
         if before is None or before.digest != digest:
             self.deltas.append(self._delta(entry, before, data))
@@ -45,7 +52,8 @@ class Storing:
 
     def _delta(self, entry: TensorEntry, before: TensorEntry | None, data: memoryview) -> TensorDelta:
         info, moved = self.tx.info(entry.digest), self._moved(entry, before, data)
-        return TensorDelta(entry.name, info.base, entry.digest, info.codec, len(data), info.stored_size, **moved)
+        base, rank = self.tx.coded_against(info)
+        return TensorDelta(entry.name, base, entry.digest, info.codec, len(data), info.stored_size, rank, **moved)
 
     def _moved(self, entry: TensorEntry, before: TensorEntry | None, data: memoryview) -> dict[str, Any]:
         """nnz, l2, rel_l2 and max_abs against the parent's tensor of the same name, type and shape; nothing when there is none."""

@@ -8,9 +8,10 @@ from typing import Any
 
 from ..catalog.source import RepositorySource, parse
 from ..delta.dtypes import byte_size
-from ..errors import IntegrityError, UsageError
+from ..errors import CorruptRecord, IntegrityError, UsageError
 from ..journal_lines import JournalRecord
 from ..objects.layout import MAX_DEPTH_READ, ObjectInfo
+from ..objects.store import ObjectStore
 from ..records import Commit, Evaluation, Json
 from .findings import Notes
 
@@ -19,9 +20,11 @@ from .findings import Notes
 class Inventory:
     """Every object of every pack. A digest stored twice counts once: either copy serves."""
 
+    store: ObjectStore | None = None  # for the recipes of derived tensors
     objects: dict[str, ObjectInfo] = field(default_factory=dict)
     packs: dict[str, list[ObjectInfo]] = field(default_factory=dict)
     stored: int = 0  # bytes
+    heights: dict[str, int] = field(default_factory=dict)  # of chains found whole
 
     def add(self, info: ObjectInfo) -> None:
         """Take an object in."""
@@ -30,18 +33,37 @@ class Inventory:
         self.stored += info.stored_size
 
     def chain_fault(self, info: ObjectInfo) -> str | None:
-        """What is wrong with the chain of deltas that an object hangs on."""
-        link, steps = info, 0
-        while link.base is not None:
-            base = self.objects.get(link.base)
-            if base is None:
-                return f"its base {link.base} is not in the registry"
-            if (base.kind, base.dtype, base.shape) != (info.kind, info.dtype, info.shape):
-                return f"its base {link.base} is of another type or shape"
-            link, steps = base, steps + 1
-            if steps > MAX_DEPTH_READ:
-                return f"it hangs on more than {MAX_DEPTH_READ} deltas, or on itself"
+        """What is wrong with the deltas that an object hangs on."""
+        try:
+            self._height(info, 0)
+        except IntegrityError as fault:
+            return fault.message
         return None
+
+    def _height(self, info: ObjectInfo, steps: int) -> int:
+        """Deltas between an object and its furthest keyframe."""
+        known = self.heights.get(info.digest, 0)
+        if steps + known > MAX_DEPTH_READ:
+            raise CorruptRecord(f"it hangs on more than {MAX_DEPTH_READ} deltas, or on itself")
+        if info.base is not None and info.digest not in self.heights:
+            found = self._derived(info) if info.codec == "derived" else [self._base(info)]
+            self.heights[info.digest] = known = 1 + max(self._height(link, steps + 1) for link in found)
+        return known
+
+    def _base(self, info: ObjectInfo) -> ObjectInfo:
+        base = self.objects.get(info.base or "")
+        if base is None:
+            raise CorruptRecord(f"its base {info.base} is not in the registry")
+        if (base.kind, base.dtype, base.shape) != (info.kind, info.dtype, info.shape):
+            raise CorruptRecord(f"its base {info.base} is of another type or shape")
+        return base
+
+    def _derived(self, info: ObjectInfo) -> list[ObjectInfo]:
+        if self.store is None:
+            raise CorruptRecord("its recipe cannot be read")
+        if missing := [name for name in self.store.needs(info) if name not in self.objects]:
+            raise CorruptRecord(f"its source {missing[0]} is not in the registry")
+        return [self.objects[name] for name in self.store.sources(info)]
 
 
 class InspectingSource(RepositorySource):

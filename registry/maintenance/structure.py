@@ -28,7 +28,7 @@ PATIENCE = (0.0, 0.05, 0.2)  # seconds; a writer may be at work in what is compa
 
 def check_structure(repo: Any, notes: Notes, *, journal_ends: bool) -> None:
     """Level 1. Without a readable end of the journal, only packs are checked."""
-    inventory = Inventory()
+    inventory = Inventory(repo.objects)
     packs = repo.objects.packs()
     for done, pack in enumerate(packs):
         _check_pack(repo, notes, pack, inventory)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from ..delta.dtypes import CODECS
+from ..delta.dtypes import CODECS, item_size
 from ..errors import CorruptRecord
 from ..ids import Digest
 from .layout import MAX_DEPTH_READ, ObjectInfo
 
+if TYPE_CHECKING:
+    from .sources import Shelf
+
 
 class Reader(Protocol):
     """What a chain is read from: the store, or a pack that is being written on top of it."""
+
+    @property
+    def shelf(self) -> Shelf: ...
 
     def info(self, digest: Digest) -> ObjectInfo: ...
 
@@ -38,6 +44,8 @@ def tensor_range(reader: Reader, info: ObjectInfo, start: int, stop: int, depth:
         raise CorruptRecord(f"object {info.digest} is a blob, not a tensor")
     if depth > MAX_DEPTH_READ:
         raise CorruptRecord(f"object {info.digest} hangs on a chain of more than {MAX_DEPTH_READ} deltas", hint="mlc fsck")
+    if info.codec == "derived":
+        return _derived_range(reader, info, start, stop, depth)
     payload = reader.stored(info)
     if info.codec == "raw" and not info.blocked:
         if info.stored_size != info.raw_size:
@@ -58,6 +66,24 @@ def tensor_range(reader: Reader, info: ObjectInfo, start: int, stop: int, depth:
     except CorruptRecord as fault:
         raise _named(info, fault) from fault
     return decoded.data
+
+
+def _derived_range(reader: Reader, info: ObjectInfo, start: int, stop: int, depth: int) -> memoryview:
+    from ..delta import derivation
+    from .sources import readable
+
+    def read(number: int, part: slice) -> memoryview:
+        source = parts.sources[number]
+        item = item_size(source.dtype)
+        return tensor_range(reader, source, part.start * item, part.stop * item, depth + 1)
+
+    try:
+        parts = readable(reader, info)
+        words = tuple(source.dtype for source in parts.sources)
+        formula, residual = derivation.parse_formula(parts.recipe, info.dtype, info.shape, words, parts.body)
+        return derivation.decode(formula, parts.head.residual, info.blocked, residual, slice(start, stop), read).data
+    except CorruptRecord as fault:
+        raise _named(info, fault) from fault
 
 
 def _named(info: ObjectInfo, fault: CorruptRecord) -> CorruptRecord:

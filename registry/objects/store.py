@@ -10,7 +10,7 @@ from blake3 import blake3
 
 from ..errors import CorruptRecord, HashMismatch, MissingObject
 from ..ids import Digest, blob_digest, is_digest, short, tensor_digest
-from . import chain
+from . import chain, sources
 from .layout import MAX_DEPTH_READ, ObjectInfo
 from .packs import PackSet
 
@@ -24,6 +24,7 @@ class ObjectStore:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.pack_set = PackSet(directory)
+        self.shelf = sources.Shelf()
 
     # --- questions -------------------------------------------------------------------------------------------
 
@@ -94,13 +95,24 @@ class ObjectStore:
     # --- integrity -------------------------------------------------------------------------------------------
 
     def chain(self, digest: Digest) -> list[ObjectInfo]:
-        """The object, its base, its base's base, up to the keyframe. Raises CorruptRecord when it is too long."""
-        links = [self.info(digest)]
-        while (base := links[-1].base) is not None:
-            if len(links) > MAX_DEPTH_READ:
-                raise CorruptRecord(f"object {digest} hangs on a chain of more than {MAX_DEPTH_READ} deltas", hint="mlc fsck")
-            links.append(self.info(base))
-        return links
+        """The object, what it needs, what that needs, down to the keyframes; each once. Raises CorruptRecord when it never ends."""
+        links = {digest: self.info(digest)}
+        row = [links[digest]]
+        for _ in range(MAX_DEPTH_READ + 1):
+            wanted = dict.fromkeys(need for info in row for need in sources.needs(self, info))
+            row = [self.info(need) for need in wanted]
+            if not row:
+                return list(links.values())
+            links |= {info.digest: info for info in row if info.digest not in links}
+        raise CorruptRecord(f"object {digest} hangs on a chain of more than {MAX_DEPTH_READ} deltas", hint="mlc fsck")
+
+    def sources(self, info: ObjectInfo) -> tuple[Digest, ...]:
+        """The tensors an object is coded against: none, one base, or the sources of a derived tensor. Raises IntegrityError."""
+        return sources.sources_of(self, info)
+
+    def needs(self, info: ObjectInfo) -> tuple[Digest, ...]:
+        """Every object that must stay stored for this one to be read (not what those need in turn). Raises IntegrityError."""
+        return sources.needs(self, info)
 
     def sound(self, info: ObjectInfo) -> bool:
         """Whether the stored bytes have the checksum they were written with; nothing is decoded."""

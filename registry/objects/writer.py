@@ -15,16 +15,20 @@ from .. import delta, fs
 from ..delta.dtypes import CODECS, byte_size
 from ..errors import IntegrityError, ShapeMismatch
 from ..ids import Digest, blob_digest, tensor_digest, tensor_hasher
-from . import chain, layout
+from . import chain, layout, sources
 from .layout import ALIGN, PACK_HEADER, ObjectInfo
 
 if TYPE_CHECKING:
     from ..delta.chooser import Encoded
+    from ..delta.derived import Derived
+    from .making import Locate, Made
     from .store import ObjectStore
 
 CODEC_NAMES = {code: name for name, code in CODECS.items()}
 SMALL_BLOB = 64  # bytes below which compressing is not tried
 BUFFER = 1 << 20  # bytes gathered before a write
+CLOSE = 0.95  # a derived tensor with a residual must be this much smaller: its reader is slower
+Place = tuple[Digest | None, int, int]  # base, depth, bytes of the deltas below
 
 
 class PackWriter:
@@ -53,8 +57,14 @@ class PackWriter:
             self._put(digest, "blob", "", (), len(data), [chunk], codec)
         return digest
 
-    def add_tensor(self, dtype: str, shape: Sequence[int], data: bytes | memoryview, base: Digest | None = None) -> ObjectInfo:
+    def add_tensor(
+        self, dtype: str, shape: Sequence[int], data: bytes | memoryview, base: Digest | None = None,
+        derived: Derived | None = None, locate: Locate | None = None,
+    ) -> ObjectInfo:  # fmt: skip
         """Store a tensor's little-endian row-major bytes, as a delta of `base` where that is shorter; returns how it is stored.
+
+        `derived`: what it is a function of. It is stored so when that is exact, or shorter than otherwise. `locate` finds a snapshot that
+        names a source, so that the tensors of a commit share one recipe.
 
         Until the pack is finished, `pack` of that record is empty. Raises ShapeMismatch when the data has not the size of type and shape.
         """
@@ -64,8 +74,22 @@ class PackWriter:
         digest = tensor_digest(dtype, shape, [view])
         if self.has(digest):
             return self.info(digest)
+        made = None
+        if derived is not None:
+            from .making import make
+
+            made = make(self, dtype, shape, view, derived, locate)
+            if made is not None and made.exactly:
+                return self._put_derived(digest, dtype, shape, len(view), made)
         coded, origin = self._encode(dtype, shape, view, base)
-        return self._put(digest, "tensor", dtype, shape, len(view), coded.chunks, CODEC_NAMES[coded.codec], origin, coded.blocked)
+        if made is not None and made.size < CLOSE * coded.size:
+            return self._put_derived(digest, dtype, shape, len(view), made)
+        place = _place(origin)
+        return self._put(digest, "tensor", dtype, shape, len(view), coded.chunks, CODEC_NAMES[coded.codec], place, coded.blocked)
+
+    def _put_derived(self, digest: Digest, dtype: str, shape: tuple[int, ...], raw_size: int, made: Made) -> ObjectInfo:
+        place = self.add_blob(made.recipe), made.depth, made.path_size
+        return self._put(digest, "tensor", dtype, shape, raw_size, [made.payload], sources.DERIVED, place, made.blocked)
 
     # --- what can be read back before it is finished ---------------------------------------------------------
 
@@ -76,6 +100,11 @@ class PackWriter:
     def info(self, digest: Digest) -> ObjectInfo:
         """How an object of the store or of this pack is stored. Raises MissingObject."""
         return self._infos[digest] if digest in self._infos else self._store.info(digest)
+
+    @property
+    def shelf(self) -> sources.Shelf:
+        """Recipes and tables that were read."""
+        return self._store.shelf
 
     def stored(self, info: ObjectInfo) -> memoryview:
         """Stored bytes of an object of the store or of this pack."""
@@ -139,7 +168,7 @@ class PackWriter:
                 continue
             if not coded.uses_base:
                 return coded, None
-            keyframe = self._keyframe(origin)
+            keyframe = self._keyframe(origin)  # of a derived origin: that of its first source
             if origin.depth == 0 or origin.path_size + coded.size <= keyframe.stored_size:
                 return coded, origin
         return delta.encode(dtype, shape, data), None
@@ -154,13 +183,15 @@ class PackWriter:
             return []
         if info.depth == 0:
             return [info]
-        return [keyframe] if info.depth >= delta.MAX_DEPTH else [info, keyframe]
+        fits = [keyframe] if (keyframe.dtype, keyframe.shape) == (dtype, shape) else []  # a derived tensor's may be of another type
+        return fits if info.depth >= delta.MAX_DEPTH else [info, *fits]
 
     def _keyframe(self, info: ObjectInfo) -> ObjectInfo:
         for _ in range(layout.MAX_DEPTH_READ):
-            if info.base is None:
+            below = sources.sources_of(self, info)
+            if not below:
                 break
-            info = self.info(info.base)
+            info = self.info(below[0])
         return info
 
     def _against(self, origin: ObjectInfo, dtype: str, shape: tuple[int, ...], data: memoryview) -> Encoded | None:
@@ -182,7 +213,7 @@ class PackWriter:
 
     def _put(
         self, digest: Digest, kind: Literal["tensor", "blob"], dtype: str, shape: tuple[int, ...], raw_size: int,
-        chunks: Sequence[bytes | memoryview], codec: str, origin: ObjectInfo | None = None, blocked: bool = False,
+        chunks: Sequence[bytes | memoryview], codec: str, place: Place = (None, 0, 0), blocked: bool = False,
     ) -> ObjectInfo:  # fmt: skip
         if self._file is None:
             self._file = fs.create(self._path)
@@ -195,8 +226,8 @@ class PackWriter:
         stored = self._end - offset
         info = ObjectInfo(
             digest=digest, kind=kind, dtype=dtype, shape=shape, raw_size=raw_size, stored_size=stored,
-            base=origin.digest if origin else None, depth=origin.depth + 1 if origin else 0, codec=codec, pack="", offset=offset,
-            checksum=checksum.hexdigest(), path_size=origin.path_size + stored if origin else 0, blocked=blocked,
+            base=place[0], depth=place[1], codec=codec, pack="", offset=offset,
+            checksum=checksum.hexdigest(), path_size=place[2] + stored if place[0] else 0, blocked=blocked,
         )  # fmt: skip
         self._infos[digest] = info
         return info
@@ -219,3 +250,7 @@ class PackWriter:
         if self._buffer:
             fs.write(self._file, self._buffer)  # type: ignore[arg-type]
             self._buffer = bytearray()
+
+
+def _place(origin: ObjectInfo | None) -> Place:
+    return (origin.digest, origin.depth + 1, origin.path_size) if origin else (None, 0, 0)

@@ -23,13 +23,15 @@ def digest() -> str:
     """SHA-256 over every function, on ragged sizes, tiny and huge numbers, infinities and NaN."""
     found = hashlib.sha256()
     a, b = numbers(1009, seed=1), numbers(1009, seed=2)
-    results = [exact.round_to(f(a, b), torch.float32) for f in (exact.add, exact.sub, exact.mul)]
-    results += [exact.round_to(f(a.double(), b.double()), torch.float64) for f in (exact.add, exact.sub, exact.mul)]
+    results = [exact.round_to(f(a, b), torch.float32) for f in (exact.add, exact.sub, exact.mul, exact.div)]
+    results += [exact.round_to(f(a.double(), b.double()), torch.float64) for f in (exact.add, exact.sub, exact.mul, exact.div)]
     results += [exact.round_to(exact.scale(a, 0.1), kind) for kind in (torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn)]
     for kind in (torch.float32, torch.bfloat16, torch.float16):
         w, up, down = modest(301, 203, seed=3).to(kind), modest(301, 7, seed=4), modest(7, 203, seed=5)
         w[0, 0], w[1, 1], w[2, :9] = float("nan"), float("inf"), 1e-41
         results += [exact.add_rank1_terms(w, up, down, 0.3), exact.add_rank1_terms(w[:0], up[:0], down)]
+        b, x = w.flip(0), modest(301, 203, seed=6).to(kind)
+        results += [exact.weighted_sum((w, b, x), (0.3, -0.7, 0.4), kind, 0.9), exact.task_sum(b, (w, x), (0.3, 0.6), 0.7, kind, 1.1)]
     for result in results:
         found.update(result.contiguous().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()

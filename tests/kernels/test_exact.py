@@ -16,9 +16,9 @@ from mlc.kernels import exact
 CHILD = Path(__file__).with_name("exact_child.py")
 # What may be called in exact.py, besides its own functions: all of it moves, rounds or combines elements one by one.
 ALLOWED = {
-    "add", "sub", "mul", "to", "t", "contiguous", "copy_", "isnan", "amax", "where", "tensor", "empty", "empty_like",
+    "add", "sub", "mul", "div", "to", "t", "contiguous", "copy_", "isnan", "amax", "where", "tensor", "empty", "empty_like",
     "is_floating_point", "dim", "numel", "get_num_threads",
-    "tuple", "list", "len", "range", "max", "min", "slice", "bool", "float", "TypeError", "ValueError", "RuntimeError",
+    "tuple", "list", "len", "range", "max", "min", "slice", "zip", "any", "bool", "float", "TypeError", "ValueError", "RuntimeError",
 }  # fmt: skip
 
 

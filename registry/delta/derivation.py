@@ -1,0 +1,237 @@
+"""Evaluating a derived tensor range by range, and coding what it leaves: an exact integer residual, normally none.
+
+The prediction is computed by `kernels.exact` alone and is the base of the residual, which the codecs of ordinary deltas code. A range of a
+tensor is decoded from just those ranges of its sources (whole rows for rank1), a few million elements at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...kernels import exact
+from ..errors import CorruptRecord, HashMismatch
+from . import against
+from .alone import encode_constant, segments
+from .blocks import block_sizes, row_of, write_table
+from .buffers import Buffer, as_bytes, bits, borrow, dtype_of, lend
+from .chooser import encode_block
+from .crew import pieces
+from .decode import decode_block, decode_range
+from .derived import RANK1, TASK, Derived, Read
+from .dtypes import CONSTANT, PLANES, RAW, SPARSE, item_size
+from .recipes import Head, Recipe, read_parts, write_head, write_parts
+
+SEGMENTS = 8  # segments evaluated at a time: of few megabytes, and cut where the segments of the sources are
+ALONE = (RAW, CONSTANT, PLANES)  # codecs of factors
+SMALLEST = 32  # bytes of a tensor below which nothing is gained
+
+ReadSource = Callable[[int, slice], Buffer]  # (number of the source, elements) -> its bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Formula:
+    """What a derived tensor is a function of: everything but the sources' bytes."""
+
+    function: str
+    numbers: tuple[float, ...]
+    word: str  # type of the result
+    shape: tuple[int, ...]
+    sources: tuple[str, ...]  # types of the sources
+    up: Tensor | None = None  # fp32 [rows, r]
+    down: Tensor | None = None  # fp32 [r, columns]
+
+
+# --- evaluating ----------------------------------------------------------------------------------------------
+
+
+def combine(function: str, numbers: Sequence[float], xs: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """`linear` or `task` of vectors of one length."""
+    count, total = len(xs), numbers[len(xs)] if len(numbers) > len(xs) else None
+    if function == TASK:
+        return exact.task_sum(xs[0], xs[1:], numbers[: count - 1], numbers[count - 1], dtype, total)
+    return exact.weighted_sum(xs, numbers[:count], dtype, total)
+
+
+def derive(derived: Derived, read: Read, dtype: torch.dtype, shape: Sequence[int], rows: slice = slice(None)) -> Tensor:
+    """Rows of the tensor that `derived` describes; see `derived.derive`."""
+    row, (first, last, _) = row_of(shape), rows.indices(shape[0] if shape else 1)
+    out, step = None, max(1, SEGMENTS * (1 << 19) // row)
+    for low in range(first, last, step):
+        high = min(low + step, last)
+        xs = [read(digest, slice(low, high)).reshape(-1) for digest in derived.sources]
+        if out is None:
+            out = torch.empty((last - first) * math.prod(shape[1:]), dtype=dtype, device=xs[0].device)
+        part = out[(low - first) * row : (high - first) * row]
+        if derived.function == RANK1:
+            up, down = (factor.to(xs[0].device) for factor in derived.factors)
+            w = xs[0].view(high - low, -1) if xs[0].numel() else xs[0].view(high - low, down.shape[1])
+            part[:] = exact.add_rank1_terms(w, up[low:high], down, derived.numbers[0]).view(-1)
+        else:
+            _fill(part, derived.function, derived.numbers, xs)
+    out = torch.empty((max(last - first, 0)) * math.prod(shape[1:]), dtype=dtype) if out is None else out
+    return out.view(last - first, *shape[1:]) if shape else out.view(())
+
+
+def _fill(out: Tensor, function: str, numbers: Sequence[float], xs: Sequence[Tensor]) -> None:
+    cuts = pieces(len(out)) if out.device.type == "cpu" else [slice(0, len(out))]
+    for part in cuts:
+        out[part] = combine(function, numbers, [x[part] for x in xs], out.dtype)
+
+
+def predicted(formula: Formula, read: ReadSource, wanted: slice) -> Tensor:
+    """Elements `wanted` `[n]` of what the formula gives."""
+    dtype = dtype_of(formula.word)
+    out = torch.empty(wanted.stop - wanted.start, dtype=dtype)
+    for part in _steps(formula, wanted):
+        here = out[part.start - wanted.start : part.stop - wanted.start]
+        if formula.function == RANK1:
+            bits(here)[:] = bits(_rank1(formula, read, part))
+        else:
+            xs = [borrow(read(index, part), dtype_of(word)) for index, word in enumerate(formula.sources)]
+            _fill(here, formula.function, formula.numbers, xs)
+    return out
+
+
+def _rank1(formula: Formula, read: ReadSource, part: slice) -> Tensor:
+    assert formula.up is not None and formula.down is not None  # noqa: PT018 - of the function rank1
+    columns = formula.down.shape[1]
+    first, last = part.start // columns, -(-part.stop // columns)
+    w = borrow(read(0, slice(first * columns, last * columns)), dtype_of(formula.word)).view(-1, columns)
+    whole = exact.add_rank1_terms(w, formula.up[first:last], formula.down, formula.numbers[0]).view(-1)
+    return whole[part.start - first * columns : part.stop - first * columns]
+
+
+def _steps(formula: Formula, wanted: slice) -> Iterator[slice]:
+    """`wanted` cut where blocks and segments of a tensor of this type and shape are cut: a source is read in the pieces it is stored in."""
+    item, row, start = item_size(formula.word), row_of(formula.shape), 0
+    for size in block_sizes(formula.word, formula.shape):
+        cuts = segments(size // item, row)
+        for group in (cuts[i : i + SEGMENTS] for i in range(0, len(cuts), SEGMENTS)):
+            low, high = max(start + group[0].start, wanted.start), min(start + group[-1].stop, wanted.stop)
+            if low < high:
+                yield slice(low, high)
+        start += size // item
+
+
+# --- decoding ------------------------------------------------------------------------------------------------
+
+
+def parse_formula(
+    recipe: Recipe, word: str, shape: tuple[int, ...], sources: tuple[str, ...], data: memoryview
+) -> tuple[Formula, memoryview]:
+    """The formula that recipe and payload (behind its head) tell, and the residual's bytes. Raises CorruptRecord."""
+    if recipe.function != RANK1:
+        return Formula(recipe.function, recipe.numbers, word, shape, sources), data
+    rows, columns = sides(shape)
+    rank, data = (int.from_bytes(data[:4], "little"), data[4:]) if len(data) >= 4 else (1 << 32, data)
+    if rank > min(rows, columns):
+        raise CorruptRecord("a derived tensor has a rank that cannot be")
+    parts, data = read_parts(data, 2)
+    factors = [_factor(codec, part, pair) for (codec, part), pair in zip(parts, ((rows, rank), (rank, columns)), strict=True)]
+    return Formula(recipe.function, recipe.numbers, word, shape, sources, *factors), data
+
+
+def sides(shape: Sequence[int]) -> tuple[int, int]:
+    """Rows and columns of a tensor seen as a matrix."""
+    return (shape[0], math.prod(shape[1:])) if len(shape) > 1 else (0, 0)
+
+
+def _factor(codec: int, data: memoryview, shape: tuple[int, int]) -> Tensor:
+    if codec not in ALONE:
+        raise CorruptRecord("a factor has an unknown codec")
+    out = torch.empty(math.prod(shape), dtype=torch.float32)
+    decode_block(codec, data, len(out), max(1, shape[1]), slice(0, len(out)), None, out)
+    return out.view(shape)
+
+
+def decode(formula: Formula, residual: int | None, blocked: bool, data: memoryview, wanted: slice, read: ReadSource) -> np.ndarray:
+    """uint8 `[wanted]`: a range of a derived tensor's raw bytes. `data` is the coded residual. Raises CorruptRecord."""
+    item = item_size(formula.word)
+    if residual is not None:
+        read_base = lambda low, high: lend(predicted(formula, read, slice(low // item, high // item)))  # noqa: E731 - whole elements
+        return decode_range(data, formula.word, formula.shape, residual, blocked, wanted, read_base)
+    if len(data) or blocked:
+        raise CorruptRecord("a derived tensor without a residual is longer than it says")
+    first, last = wanted.start // item, -(-wanted.stop // item)
+    return lend(predicted(formula, read, slice(first, last)))[wanted.start - first * item : wanted.stop - first * item]
+
+
+# --- encoding ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Coded:
+    """A derived tensor ready to be stored."""
+
+    payload: bytes
+    blocked: bool
+    exactly: bool  # the tensor is what the recipe says: there is no residual
+
+
+def encode(
+    recipe: Recipe, factors: Sequence[Tensor], places: tuple[int, ...], word: str, shape: tuple[int, ...], data: Buffer,
+    sources: tuple[str, ...], read: ReadSource,
+) -> Coded | None:  # fmt: skip
+    """Code a tensor's bytes as the function of its sources that the recipe tells, and what that leaves; proven to decode.
+
+    None when it is not worth it: a tensor of one value or of a few bytes, or factors of a rank beyond the sides of the matrix. Raises
+    HashMismatch if what was coded does not decode (a defect, or broken memory).
+    """
+    raw = as_bytes(data)
+    if len(raw) < SMALLEST or encode_constant(borrow(raw, dtype_of(word))) is not None:
+        return None
+    told = _write_factors(factors, shape) if recipe.function == RANK1 else b""
+    if told is None:
+        return None
+    formula, _ = parse_formula(recipe, word, shape, sources, memoryview(told))  # what a reader will see, not what was given
+    blocks = list(_residuals(formula, raw, read))
+    if all(equal for equal, *_ in blocks):
+        return Coded(write_head(Head(None, places)) + told, False, True)
+    blocked = len(blocks) > 1
+    table = write_table([(codec, size, len(stored)) for _, codec, size, stored in blocks]) if blocked else b""
+    head, residual = Head(0 if blocked else blocks[0][1], places), b"".join([table, *(stored for *_, stored in blocks)])
+    _prove(formula, head, blocked, memoryview(residual), raw, read)
+    return Coded(write_head(head) + told + residual, blocked, False)
+
+
+def _residuals(formula: Formula, raw: np.ndarray, read: ReadSource) -> Iterator[tuple[bool, int, int, bytes]]:
+    """(is as predicted, codec, raw bytes, stored bytes) of each block; `encode_block` proves each against the prediction."""
+    item, start = item_size(formula.word), 0
+    nothing = torch.empty(0, dtype=dtype_of(formula.word))
+    unchanged = b"".join(against.encode_sparse(nothing, nothing))
+    for size in block_sizes(formula.word, formula.shape):
+        mine, guess = raw[start : start + size], lend(predicted(formula, read, slice(start // item, (start + size) // item)))
+        if np.array_equal(mine, guess):
+            yield True, SPARSE, size, unchanged
+        else:
+            codec, chunks = encode_block(formula.word, mine, guess, row_of(formula.shape))
+            yield False, codec, size, b"".join(chunks)
+        start += size
+
+
+def _write_factors(factors: Sequence[Tensor], shape: tuple[int, ...]) -> bytes | None:
+    """Rank and coded factors; None when they do not fit the tensor."""
+    if len(factors) != 2 or any(factor.dim() != 2 for factor in factors):
+        return None
+    up, down = (factor.detach().to("cpu", torch.float32).contiguous() for factor in factors)
+    rows, columns = sides(shape)
+    if (len(up), down.shape[1], up.shape[1]) != (rows, columns, len(down)) or len(down) > min(rows, columns):
+        return None
+    coded = [encode_block("F32", lend(factor), None, max(1, factor.shape[1])) for factor in (up, down)]
+    return len(down).to_bytes(4, "little") + write_parts([(codec, b"".join(chunks)) for codec, chunks in coded])
+
+
+def _prove(formula: Formula, head: Head, blocked: bool, residual: memoryview, raw: np.ndarray, read: ReadSource) -> None:
+    """Decode as a reader will, block by block. Raises HashMismatch when that gives other bytes."""
+    start = 0
+    for size in block_sizes(formula.word, formula.shape):
+        again = decode(formula, head.residual, blocked, residual, slice(start, start + size), read)
+        if not np.array_equal(again, raw[start : start + size]):
+            raise HashMismatch("a derived tensor did not survive its own encoding; nothing was stored", hint="mlc doctor")
+        start += size

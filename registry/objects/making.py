@@ -1,0 +1,102 @@
+"""Coding a tensor as what it is derived from, on its way into a pack: sources found and verified, the recipe written short.
+
+Nothing here is trusted: sources that are not stored, do not fit, are damaged or are themselves too far from a keyframe mean None, and the
+tensor is coded as any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..delta import MAX_DEPTH
+from ..delta.dtypes import item_size
+from ..delta.recipes import Recipe, Source
+from ..errors import IntegrityError
+from ..ids import Digest, blob_digest, is_digest, tensor_hasher
+from . import chain, sources
+from .layout import ObjectInfo
+
+if TYPE_CHECKING:
+    from ..delta.derived import Derived
+    from .writer import PackWriter
+
+MAX_WORK = 64  # decoded tensors behind one that we write
+Locate = Callable[[Digest], tuple[Digest, int] | None]  # a snapshot that names this tensor, and the place where it does
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A derived tensor ready to be put. `size` counts the recipe where it is new."""
+
+    recipe: bytes
+    payload: bytes
+    blocked: bool
+    exactly: bool
+    depth: int
+    path_size: int  # of the sources
+    size: int
+
+
+def make(pack: PackWriter, dtype: str, shape: tuple[int, ...], data: memoryview, derived: Derived, locate: Locate | None) -> Made | None:
+    """The tensor as derived, proven to decode from sources whose bytes are those of their names; None when it cannot be."""
+    try:
+        if not all(is_digest(digest) and pack.has(Digest(digest)) for digest in derived.sources):
+            return None
+        infos = tuple(pack.info(Digest(digest)) for digest in derived.sources)
+        if sources.unfit(derived.function, dtype, shape, infos) or not _near(pack, infos):
+            return None
+        recipe, places = _recipe(pack, derived, locate)
+        reader = _Verified(pack, infos)
+        from ..delta import derivation
+
+        words = tuple(info.dtype for info in infos)
+        coded = derivation.encode(recipe, derived.factors, places, dtype, shape, data, words, reader.read)
+    except IntegrityError:  # a source that cannot be read is none; fsck will name it
+        return None
+    if coded is None or not reader.verified():
+        return None
+    told = recipe.encode()
+    size = len(coded.payload) + (0 if pack.has(blob_digest(told)) else len(told))
+    depth, below = 1 + max(info.depth for info in infos), sum(info.path_size for info in infos)
+    return Made(told, coded.payload, coded.blocked, coded.exactly, depth, below, size)
+
+
+def _near(pack: PackWriter, infos: tuple[ObjectInfo, ...]) -> bool:
+    return max(info.depth for info in infos) < MAX_DEPTH and sum(sources.work(pack, info) for info in infos) <= MAX_WORK
+
+
+def _recipe(pack: PackWriter, derived: Derived, locate: Locate | None) -> tuple[Recipe, tuple[int, ...]]:
+    """The recipe, and the place of each source that it finds in a snapshot."""
+    named, places = [], []
+    for digest in map(Digest, derived.sources):
+        found = locate(digest) if locate is not None else None
+        if found is None or pack.shelf.table(pack, found[0])[found[1]] != digest:
+            named.append(Source("tensor", digest))
+        else:
+            named.append(Source("snapshot", found[0]))
+            places.append(found[1])
+    return Recipe(derived.function, tuple(map(float, derived.numbers)), tuple(named)), tuple(places)
+
+
+class _Verified:
+    """Reads sources, and hashes each on the way from its start to its end: a function of wrong bytes would spread the damage."""
+
+    def __init__(self, pack: PackWriter, infos: tuple[ObjectInfo, ...]) -> None:
+        self._pack, self._infos = pack, infos
+        self._hashers = [tensor_hasher(info.dtype, info.shape) for info in infos]
+        self._seen = [0] * len(infos)  # bytes
+
+    def read(self, number: int, part: slice) -> memoryview:
+        info = self._infos[number]
+        item, seen = item_size(info.dtype), self._seen[number]
+        data = chain.tensor_range(self._pack, info, part.start * item, part.stop * item)
+        if part.start * item <= seen < part.stop * item:
+            self._hashers[number].update(data[seen - part.start * item :])
+            self._seen[number] = part.stop * item
+        return data
+
+    def verified(self) -> bool:
+        """Whether every source was read to its end, and is what its name says."""
+        return all(hasher.hexdigest() == info.digest for hasher, info in zip(self._hashers, self._infos, strict=True))
