@@ -1,4 +1,4 @@
-"""Attacks on what was forgotten: rounding by hand, relearning that is deterministic and leaves the model alone, leakage on a task's rows."""
+"""Attacks on what was forgotten: rounding by hand, relearning that leaves the model alone, leakage on a task's rows."""
 
 from __future__ import annotations
 
