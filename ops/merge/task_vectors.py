@@ -1,0 +1,91 @@
+"""One formula, eight methods: base + lambda * (what is left of the weighted task vectors after a trim and, maybe, a vote on signs).
+
+Ilharco et al. 2212.04089 (task arithmetic), Yadav et al. 2306.01708 (TIES), Yu et al. 2311.03099 (DARE), Deep et al. 2406.11617 (DELLA),
+Davari and Belilovsky 2312.06795 (breadcrumbs). Which is which stands in `table`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ...kernels.merge import NEVER, elect_sum, task_sum, weighted_sum
+from .case import Case, Threshold, column
+from .table import Method
+from .trims import magnitude_mask, masked, outlier_mask, random_mask, rank_mask, threshold
+
+NOTHING = 1e-8  # a smaller sum of weights is not divided by
+
+
+def merge_task_vectors(case: Case, method: Method) -> Tensor:
+    """The merged tensor, in the base's type (float32 sums) or in the tensors' own type throughout when `case.native`."""
+    base, tensors = case.wide()
+    assert base is not None
+    weights, factor = case.values("weight"), case.shared["lambda"]
+    total = _total(weights) if case.shared["normalize"] else None
+    half = base.dtype in (torch.float16, torch.bfloat16)  # only when native: every step is rounded to the type
+    if method.trim is None and not method.vote and not half:
+        return task_sum(case.anchor(), *case.tensors, weights=weights, factor=factor, total=total)
+    deltas = [x - base for x in tensors]
+    if method.trim == "magnitude" and not (half or case.shared["rescale"] or case.parity):
+        cuts = case.thresholds or [_cut(d, p["density"]) for d, p in zip(deltas, case.each, strict=True)]
+        return _elect(case.anchor(), deltas, weights, cuts, case)
+    deltas = [_trimmed(d, case, i, method) for i, d in enumerate(deltas)]
+    if half:
+        return _rounded_steps(base, deltas, weights, case, method)
+    if method.vote:
+        return _elect(case.anchor(), deltas, weights, [(NEVER, -1)] * len(deltas), case)
+    return (base + weighted_sum(*deltas, weights=weights, total=total) * factor).to(case.anchor().dtype)
+
+
+def _elect(base: Tensor, deltas: list[Tensor], weights: list[float], cuts: Sequence[Threshold], case: Case) -> Tensor:
+    low, last = [c[0] for c in cuts], [c[1] for c in cuts]
+    more = {"normalize": case.shared["normalize"], "factor": case.shared["lambda"]}
+    return elect_sum(base, *deltas, weights=weights, low=low, last=last, **more)
+
+
+def _cut(delta: Tensor, density: float) -> tuple[float, int]:
+    return (NEVER, -1) if density >= 1 or delta.numel() < 2 else threshold(delta, density)
+
+
+def _trimmed(delta: Tensor, case: Case, index: int, method: Method) -> Tensor:
+    parameters = case.each[index]
+    density = parameters["density"]
+    if method.trim is None or density >= 1 or delta.numel() < 2:  # a single number is never trimmed
+        return delta
+    if method.trim == "magnitude":
+        mask = magnitude_mask(delta, density, case.parity).to(delta.dtype)
+    elif method.trim == "outliers":
+        mask = outlier_mask(delta, density, parameters["gamma"], case.parity).to(delta.dtype)
+    elif method.trim == "random":
+        mask = random_mask(delta, density, case.draws[index])
+    else:
+        mask = rank_mask(delta, density, parameters["epsilon"], case.draws[index])
+    return masked(delta, mask, case.shared["rescale"])
+
+
+def _rounded_steps(base: Tensor, deltas: list[Tensor], weights: list[float], case: Case, method: Method) -> Tensor:
+    """The same in a 16-bit type, where sums are rounded once and every other step is rounded: mergekit's arithmetic."""
+    stacked = torch.stack(deltas)
+    shares = column(weights, stacked)
+    terms = stacked * shares
+    if method.vote:
+        wanted = torch.where(terms.sum(dim=0) >= 0, 1, -1).to(terms.dtype)
+        agree = terms.sign() == wanted
+        mixed, divisor = (terms * agree).sum(dim=0), (shares * agree).sum(dim=0)
+        divisor = torch.where(divisor == 0, torch.ones_like(divisor), divisor)
+    else:
+        mixed, divisor = terms.sum(dim=0), shares.sum(dim=0)
+        divisor = torch.where(divisor.abs() < NOTHING, torch.ones_like(divisor), divisor)
+    if case.shared["normalize"]:
+        mixed = mixed / divisor
+    if case.shared["lambda"] != 1:
+        mixed = mixed * case.shared["lambda"]
+    return base + mixed
+
+
+def _total(weights: list[float]) -> float | None:
+    total = float(torch.tensor(weights, dtype=torch.float32).sum())
+    return None if abs(total) < NOTHING else total
