@@ -9,8 +9,8 @@ import typer
 from ..context import Session
 from ..options import Author, Rev
 
-EPILOG = """A suite is a TOML file with `name`, `kind` (cloze, choice, perplexity, classify, pairs) and `data`, a path
-relative to it. Suites named in mlc.toml are measured on every commit.
+EPILOG = """A suite is a TOML file with `name`, `kind` (cloze, choice, perplexity, classify, pairs, generate, truth,
+membership, utility) and `data`, a path relative to it. Suites named in mlc.toml are measured on every commit.
 
 Examples:
   mlc eval --suite suites/known.toml
