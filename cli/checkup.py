@@ -71,6 +71,7 @@ def registry(session: Session) -> Iterator[Finding]:
         ("suites", lambda: _suites(session)),
         ("journal", lambda: _quick_check(session)),
         ("catalog", lambda: _catalog(session)),
+        ("keys", lambda: _keys(session)),
         ("disk", lambda: _space(session)),
     ]
     for name, step in steps:
@@ -115,6 +116,18 @@ def _catalog(session: Session) -> str:
     if applied != (seq, head):
         raise MlcError(f"stands at record {applied[0]:,}, the journal at {seq:,}", hint="mlc reindex")
     return f"stands at record {seq:,}"
+
+
+def _keys(session: Session) -> str:
+    keys = session.repo.keys
+    found = keys.scopes()
+    for scope in found:
+        keys.key_id(scope)
+        if (keys.path / scope).stat().st_mode & 0o077:
+            raise MlcError(f"others may read the key of {scope}", hint=f"chmod 600 {keys.path / scope}")
+    return (
+        f"{count(len(found), 'key')} in .mlc/keys: back them up apart; without them items cannot be matched" if found else "none needed yet"
+    )
 
 
 def _space(session: Session) -> str:

@@ -6,6 +6,7 @@ A refused candidate and a failed check are answers too: the document is printed,
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from ..registry.errors import CheckFailed, GateRefused
@@ -15,19 +16,27 @@ from .views import commit_json, delta_json
 
 
 def conduct(
-    session: Session, work: Callable[[], Any], *, hint: Callable[[dict[str, Any]], str], proof: Callable[[Any], str] | None = None
+    session: Session,
+    work: Callable[[], Any],
+    *,
+    hint: Callable[[dict[str, Any]], str],
+    proof: Callable[[Any], str] | None = None,
+    measured: Callable[[dict[str, Any]], None] | None = None,
 ) -> None:
-    """Call `work` for an Outcome and answer with its commit. `hint` gets the commit object, `proof` adds a sentence."""
+    """Call `work` for an Outcome and answer with its commit. `hint` gets the commit object, `proof` adds a sentence.
+
+    `measured` gets the operation's check and shows it to people, whatever became of the candidate.
+    """
     try:
         outcome = work()
     except GateRefused as refusal:
         if "outcome" in refusal.details:  # a candidate was made; other refusals are about what exists already
             document = outcome_json(session, refusal.details["outcome"])
-            session.show(document, lambda: _say(session, document, moved=False))
+            session.show(document, lambda: _say(session, document, moved=False, measured=measured))
         raise
     except CheckFailed as failure:
         check = failure.details.get("check") or {}
-        session.show({"commit": None, "check": check}, lambda: _say_check(session, check))
+        session.show({"commit": None, "check": check}, lambda: (measured or partial(_say_check, session))(check))
         raise
     if outcome.commit is None:
         show_plan(session, outcome)
@@ -36,7 +45,7 @@ def conduct(
     said = proof(outcome) if proof is not None else ""
 
     def render() -> None:
-        _say(session, document, moved=outcome.ref_moved)
+        _say(session, document, moved=outcome.ref_moved, measured=measured)
         if said:
             session.line(said)
 
@@ -52,7 +61,7 @@ def outcome_json(session: Session, outcome: Any) -> dict[str, Any]:
     return {"commit": commit, "warnings": list(outcome.warnings), "ref_moved": outcome.ref_moved}
 
 
-def _say(session: Session, document: dict[str, Any], *, moved: bool) -> None:
+def _say(session: Session, document: dict[str, Any], *, moved: bool, measured: Callable[[dict[str, Any]], None] | None = None) -> None:
     commit = document["commit"]
     told = {f"{rule['rule']}: {rule['sentence']}" for rule in commit["verdict"]["rules"]}  # by the verdict, below
     for text in document["warnings"]:
@@ -60,6 +69,8 @@ def _say(session: Session, document: dict[str, Any], *, moved: bool) -> None:
             session.warn(text)
     before = session.repo.commit(commit["parents"][0]).metrics if commit["parents"] else {}
     session.lines(made_lines(commit, session.paint, moved=moved, before=before))
+    if measured is not None:
+        measured(commit["check"])
 
 
 def _say_check(session: Session, check: dict[str, Any]) -> None:
