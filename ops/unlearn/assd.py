@@ -31,7 +31,7 @@ def apply(ctx: Context) -> dict[str, Tensor]:
     rows = len(ctx.forget.rows)
     share = rows / (rows + count)
     alpha = threshold(damper, share)
-    ctx.facts |= {"strength": "by the data", "alpha": alpha, "percentile": level(share), "share": share}
+    ctx.facts.update(strength="by the data", alpha=alpha, percentile=level(share), share=share)
     return settled(ctx, damper, alpha, "--method ssd --strength auto searches for a threshold")
 
 

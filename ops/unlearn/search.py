@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 FALLBACK = 12  # points of the grid that is walked when the log is not monotone
+MISSED = 4  # the grade of a trial that does not satisfy both sides
 NOISE = 0.02  # a forget accuracy that rises by less than this is still called falling: it is measured on a sample
 
 
@@ -26,6 +27,14 @@ class Trial:
     met: bool  # forgets enough, with room to spare for rows that were not measured
     enough: bool  # forgets enough on the measured rows
     kept: bool  # keeps enough
+    safe: bool  # keeps enough with room to spare
+
+    @property
+    def grade(self) -> int:
+        """See Found."""
+        if not (self.enough and self.kept):
+            return MISSED
+        return 0 if self.met and self.safe else 1 if self.safe else 2 if self.met else 3
 
     def told(self) -> dict[str, Any]:
         """For the record: numbers only."""
@@ -40,12 +49,22 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The chosen trial, whether it satisfies both sides, and everything that was tried, weakest first."""
+    """The chosen trial, how good it is, and everything that was tried, weakest first."""
 
     best: Trial
-    reached: bool
+    grade: int  # 0: both sides with room to spare; 1, 2: one side without; 3: neither has room; MISSED: a side is not satisfied
     log: tuple[Trial, ...]
     monotone: bool
+
+    @property
+    def reached(self) -> bool:
+        """Whether the chosen trial satisfies both sides."""
+        return self.grade < MISSED
+
+    @property
+    def rank(self) -> tuple[int, float]:
+        """Smaller is better; among those that miss, by how much."""
+        return self.grade, 0.0 if self.reached else self.best.forget - self.best.retain
 
 
 Measure = Callable[[float], Trial]
@@ -58,7 +77,7 @@ def grid(weak: float, strong: float, points: int) -> tuple[float, ...]:
 
 
 def weakest(strengths: Sequence[float], measure: Measure) -> Found:
-    """The first of `strengths` (weak to strong) that is met and kept, by bisection; else the best compromise of a walk over the grid."""
+    """The first of `strengths` (weak to strong) that is met and kept, by bisection; else the best of a walk over the grid."""
     seen: dict[int, Trial] = {}
 
     def at(i: int) -> Trial:
@@ -71,7 +90,7 @@ def weakest(strengths: Sequence[float], measure: Measure) -> Found:
         middle = (low + high) // 2
         low, high = (low, middle) if at(middle).met else (middle, high)
     log = [seen[i] for i in sorted(seen)]
-    if not falling(log) or not any(t.met and t.kept for t in log):
+    if not falling(log) or min(t.grade for t in log) > 0:
         stride = max(1, len(strengths) // FALLBACK)
         for i in range(0, len(strengths), stride):
             at(i)
@@ -104,15 +123,15 @@ def step(start: float, measure: Measure, *, evaluations: int = 10, span: tuple[f
 
 
 def choose(log: Sequence[Trial]) -> Found:
-    """The weakest trial that satisfies both sides (with room to spare, else without), or the one that misses by the least.
+    """The weakest trial that satisfies both sides (with room to spare where there is one), or the one that misses by the least.
 
     log: at least one trial, weakest first.
     """
-    for good in (lambda t: t.met and t.kept, lambda t: t.enough and t.kept):
-        if (hit := next((t for t in log if good(t)), None)) is not None:
-            return Found(hit, True, tuple(log), falling(log))
+    for grade in range(MISSED):
+        if (hit := next((t for t in log if t.grade == grade), None)) is not None:
+            return Found(hit, grade, tuple(log), falling(log))
     best = min(log, key=lambda t: t.forget - t.retain)  # min keeps the first, hence the weakest, of equals
-    return Found(best, False, tuple(log), falling(log))
+    return Found(best, MISSED, tuple(log), falling(log))
 
 
 def falling(log: Iterable[Trial]) -> bool:

@@ -21,7 +21,7 @@ from .goal import goal_of
 from .importance import mean_gradient
 from .search import Found, Trial, step
 from .task import batches
-from .trial import Probe
+from .trial import Probe, require_reached
 
 if TYPE_CHECKING:
     from .context import Context, Part
@@ -41,8 +41,7 @@ class Choice:
     def rank(self) -> tuple:
         """Smallest first: reached before not, most kept, shortest step, name."""
         best = self.found.best
-        lost = -best.retain if self.found.reached else best.forget - best.retain
-        return (not self.found.reached, lost, best.strength, self.place.slot.stored)
+        return (*self.found.rank, -best.retain, best.strength, self.place.slot.stored)
 
 
 def apply(ctx: Context) -> dict[str, Tensor]:
@@ -59,13 +58,13 @@ def apply(ctx: Context) -> dict[str, Tensor]:
     else:
         chosen, strength = searched(ctx, best, forget)
     gradient = forget[chosen.slot.name]
-    ctx.facts |= {
-        "strength": strength,
-        "tensor": chosen.slot.stored[0],
-        "gradient": ctx.run.pseudonym(gradient.cpu().numpy().tobytes()),
-        "selected": gradient.numel(),
-        "weights": sum(p.numel() for p in ctx.parameters.values()),
-    }
+    ctx.facts.update(
+        strength=strength,
+        tensor=chosen.slot.stored[0],
+        gradient=ctx.run.pseudonym(gradient.cpu().numpy().tobytes()),
+        selected=gradient.numel(),
+        weights=sum(p.numel() for p in ctx.parameters.values()),
+    )
     return {chosen.slot.name: stepped(ctx.parameters[chosen.slot.name].detach(), gradient, strength)}
 
 
@@ -93,14 +92,14 @@ def gradient_of(ctx: Context, part: Part, names: set[str]) -> dict[str, Tensor]:
 
 def searched(ctx: Context, best: tuple[Place, ...], forget: dict[str, Tensor]) -> tuple[Place, float]:
     """The tensor and step of `--strength auto`; books the log."""
-    goal = goal_of(ctx)
-    probe, choices = Probe(ctx, goal.target, goal.limit), []
+    probe, choices = Probe(ctx, goal_of(ctx)), []
     for number, candidate in enumerate(best):
         choices.append(Choice(candidate, tried(ctx, candidate, forget[candidate.slot.name], probe)))
         ctx.run.progress("search", number + 1, len(best))
     won = min(choices, key=lambda c: c.rank)
     log = [{"tensor": c.place.slot.stored[0], "monotone": c.found.monotone, "log": [t.told() for t in c.found.log]} for c in choices]
     ctx.facts["search"] = {"reached": won.found.reached, "tensors": log}
+    require_reached(ctx, won.found)
     return won.place, won.found.best.strength
 
 

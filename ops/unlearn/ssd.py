@@ -23,7 +23,7 @@ from .goal import goal_of
 from .importance import How, importance, pack, reference_batch_importance, unpack
 from .search import Found, Trial, grid, weakest
 from .task import Rows, batches
-from .trial import Probe
+from .trial import Probe, require_reached
 
 if TYPE_CHECKING:
     from .context import Context, Part
@@ -32,7 +32,8 @@ Scores = Callable[[nn.Module, Rows, Sequence[int]], Tensor]  # Task.losses or Ta
 SAMPLES = "#samples"  # beside the importances: how many rows the mean was taken over
 REFERENCE_BATCH = 64  # of the published code for classes and sub-classes
 STRENGTHS = grid(0.9, 0.02, 24)  # of a = alpha * share, weak to strong
-BEYOND = grid(10.0, 0.02, 32)  # the same where the ratio has no bound
+BEYOND = grid(200.0, 0.2, 32)  # of alpha itself, where the ratio has no bound
+DAMPINGS = (1.0, 0.3, 0.1)
 KIND, MASK = "fisher", "mask"
 
 
@@ -43,7 +44,12 @@ class Reference:
     forget: dict[str, Tensor]
     every: dict[str, Tensor]
     share: float
-    scale: float  # alpha = strength / scale
+    bounded: bool = True  # whether forget / every is at most 1 / share, as it is per sample
+
+    @property
+    def scale(self) -> float:
+        """alpha = strength / scale: the strength is alpha * share where the ratio is bounded, else alpha itself."""
+        return self.share if self.bounded else 1.0
 
 
 def apply(ctx: Context) -> dict[str, Tensor]:
@@ -56,12 +62,8 @@ def dampened(ctx: Context, scores: Scores, how: How) -> dict[str, Tensor]:
     places = slots(ctx.module, ctx.view, ctx.op.exclude)
     base = by_batch(ctx, scores, how, places) if ctx.op.fisher == "reference-batch" else by_sample(ctx, scores, how, places)
     damper = Dampener(ctx.module, places, base.forget, base.every, damping=ctx.op.damping)
-    strength = ctx.op.amount
-    if strength is None:
-        found = searched(ctx, damper, base)
-        ctx.facts["search"] = {**told(found), "grid": "a" if base.scale != 1 else "alpha"}
-        strength = found.best.strength
-    ctx.facts |= {"strength": strength, "alpha": strength / base.scale, "share": base.share}
+    strength = ctx.op.amount if ctx.op.amount is not None else searched(ctx, damper, base)
+    ctx.facts.update(strength=strength, damping=damper.damping, alpha=strength / base.scale, share=base.share)
     return settled(ctx, damper, strength / base.scale, f"--strength {strength / 2:.3g} selects more")
 
 
@@ -69,18 +71,21 @@ def settled(ctx: Context, damper: Dampener, alpha: float, hint: str) -> dict[str
     """Book what a threshold selects (facts, mask artifact) and return the dampened parameters."""
     damper.require_some(alpha, hint)
     report = damper.report(alpha)
-    ctx.facts |= {key: report.pop(key) for key in ("selected", "weights", "selected_fraction")} | {"selection": report}
+    ctx.facts.update({key: report.pop(key) for key in ("selected", "weights", "selected_fraction")}, selection=report)
     key = "/".join((ctx.view.snapshot_id, ctx.run.pseudonym(ctx.forget.items.payload), ctx.op.method, f"{alpha:.9g}"))
     ctx.run.artifact(MASK, key, lambda: damper.packed_masks(alpha))
     return damper.values(alpha)
 
 
-def searched(ctx: Context, damper: Dampener, base: Reference) -> Found:
-    """`--strength auto`: the weakest strength that forgets enough within the retain limit, by measuring a sample of both sets."""
+def searched(ctx: Context, damper: Dampener, base: Reference) -> float:
+    """`--strength auto`: the weakest strength that forgets enough within the retain limits, by measuring a sample of both sets.
+
+    With the usual damping of 1 a selected weight shrinks to F_D / F_f of itself, which may be too little however many are selected: then
+    0.3 and 0.1 are tried too. Sets the dampener's damping and books the log; raises CheckFailed when no try is good enough.
+    """
     if ctx.retain is None:
         raise BadParameter("--strength auto measures the retain records: a digest will not do", hint="--strength 0.2, or --retain-set FILE")
-    goal = goal_of(ctx)
-    probe, tries = Probe(ctx, goal.target, goal.limit), 0
+    probe, tries = Probe(ctx, goal_of(ctx)), 0
 
     def measure(strength: float) -> Trial:
         nonlocal tries
@@ -89,14 +94,21 @@ def searched(ctx: Context, damper: Dampener, base: Reference) -> Found:
         ctx.run.progress("search", tries, 0)
         return probe(strength)
 
-    found = weakest(BEYOND if base.scale != base.share else STRENGTHS, measure)
+    found: dict[float, Found] = {}
+    for damping in DAMPINGS if ctx.op.damping == DAMPINGS[0] else (ctx.op.damping,):
+        damper.damping = damping
+        found[damping] = weakest(STRENGTHS if base.bounded else BEYOND, measure)
+        if found[damping].grade == 0:
+            break
     damper.restore()
-    return found
-
-
-def told(found: Found) -> dict:
-    """A search as it is recorded."""
-    return {"reached": found.reached, "monotone": found.monotone, "log": [trial.told() for trial in found.log]}
+    damper.damping = min(found, key=lambda d: found[d].rank)  # the weakest of equals
+    won = found[damper.damping]
+    ctx.facts["search"] = {
+        "reached": won.reached,
+        "tries": [{"damping": d, "monotone": f.monotone, "log": [t.told() for t in f.log]} for d, f in found.items()],
+    }
+    require_reached(ctx, won)
+    return won.best.strength
 
 
 # --- importances -----------------------------------------------------------------------------------------
@@ -109,7 +121,7 @@ def by_sample(ctx: Context, scores: Scores, how: How, places: Iterable[Slot]) ->
     forget = of_part(ctx, ctx.forget, scores, how, names)
     rows = len(ctx.forget.rows)
     share = rows / (rows + count)
-    return Reference(forget, mixed(forget, retain, share), share, share)
+    return Reference(forget, mixed(forget, retain, share), share)
 
 
 def by_batch(ctx: Context, scores: Scores, how: How, places: Iterable[Slot]) -> Reference:
@@ -129,7 +141,7 @@ def by_batch(ctx: Context, scores: Scores, how: How, places: Iterable[Slot]) -> 
         return reference_batch_importance(ctx.module, all_scores, plan, how=how, names=names)
 
     few, every = over(range(first, first + len(forget))), over(range(first + len(forget)))
-    return Reference(few, every, len(forget) / (first + len(forget)), 1.0)
+    return Reference(few, every, len(forget) / (first + len(forget)), bounded=False)
 
 
 def kept_importance(ctx: Context, scores: Scores, how: How, names: set[str]) -> tuple[dict[str, Tensor], int]:

@@ -31,7 +31,7 @@ def threshold(at: float, *, kept_below: float = math.inf):
         tried.append(strength)
         met = strength >= at
         forget = 0.0 if met else 1.0
-        return Trial(strength, forget, 1 - 0.01 * strength, met, met, strength <= kept_below)
+        return Trial(strength, forget, 1 - 0.01 * strength, met, met, strength <= kept_below, strength <= kept_below)
 
     measure.tried = tried
     return measure
@@ -110,7 +110,7 @@ def test_doubling_ends_where_too_little_is_kept_before_enough_is_forgotten():
 def test_a_search_whose_log_is_not_monotone_walks_a_grid_of_twelve():
     def odd(strength: float) -> Trial:
         met = 0.3 < strength < 0.5 or strength > 5
-        return Trial(strength, 0.0 if met else 0.5 + 0.4 * (strength > 0.15), 1 - strength / 10, met, met, strength < 1)
+        return Trial(strength, 0.0 if met else 0.5 + 0.4 * (strength > 0.15), 1 - strength / 10, met, met, strength < 1, strength < 1)
 
     found = step(0.1, odd)
     assert not found.monotone
@@ -127,30 +127,32 @@ def test_the_weakest_strength_that_is_met_is_found_in_few_measurements():
         def measure(a: float, index: int = index, tried: list = tried) -> Trial:
             tried.append(a)
             met = a <= strengths[index]
-            return Trial(a, 0.0 if met else 1.0, 1.0, met, met, True)
+            return Trial(a, 0.0 if met else 1.0, 1.0, met, met, True, True)
 
         assert weakest(strengths, measure).best.strength == strengths[index]
         assert len(tried) <= 5
 
 
 def test_without_a_setting_that_satisfies_both_sides_the_best_compromise_is_named_with_the_whole_log():
-    found = weakest(grid(0.9, 0.02, 24), lambda a: Trial(a, a, 0.5 + a / 4, False, False, False))
+    found = weakest(grid(0.9, 0.02, 24), lambda a: Trial(a, a, 0.5 + a / 4, False, False, False, False))
     assert not found.reached
     assert len(found.log) >= 12
     assert found.best == min(found.log, key=lambda t: t.forget - t.retain)
 
 
 def test_room_to_spare_is_wanted_first_and_waived_where_it_costs_too_much():
-    def trial(strength, met, enough, kept):
-        return Trial(strength, 0.5, 1.0, met, enough, kept)
+    def trial(strength, met, enough, kept, safe):
+        return Trial(strength, 0.5, 1.0, met, enough, kept, safe)
 
-    assert choose([trial(1, False, True, True), trial(2, True, True, True)]).best.strength == 2
-    assert choose([trial(1, False, True, True), trial(2, True, True, False)]).best.strength == 1
+    assert choose([trial(1, False, True, True, True), trial(2, True, True, True, True)]).best.strength == 2
+    assert choose([trial(1, False, True, True, True), trial(2, True, True, True, False)]).best.strength == 1
+    assert choose([trial(1, False, True, True, False), trial(2, True, True, True, False)]).best.strength == 2
+    assert not choose([trial(1, False, False, True, True), trial(2, True, True, False, False)]).reached
 
 
 def test_a_forget_accuracy_that_rises_only_by_noise_is_still_falling():
     def log(*values):
-        return [Trial(i, v, 1.0, False, False, True) for i, v in enumerate(values)]
+        return [Trial(i, v, 1.0, False, False, True, True) for i, v in enumerate(values)]
 
     assert falling(log(0.9, 0.5, 0.51, 0.0))
     assert not falling(log(0.9, 0.5, 0.55, 0.0))
