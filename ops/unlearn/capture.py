@@ -47,8 +47,8 @@ class Account:
         """Start a batch."""
         self.calls = self.arrived = 0
         self.ids: list[Tensor] = []  # of the table look-ups, known from the forward pass on
+        self.rows: list[Tensor | None] = []  # and the gradients of what they gave, in the same order
         self.factored: list[tuple[Tensor, Tensor]] = []
-        self.rows: list[tuple[Tensor, Tensor]] = []
         self.dense: Tensor | None = None
         self.slots: Slots | None = None
 
@@ -60,10 +60,16 @@ class Account:
         if self.slots is not None or self.calls != len(self.ids) + 1:
             return False
         # A head that is also the embedding: entries of looked-up rows wait for the embedding's share, the others are final.
-        self.slots = Slots(torch.cat(self.ids, 1))
+        self.slots = Slots(self.ids)
         with self.slots.apart(x, delta) as rest:
             self.put(fisher_diag(x, rest, self.absolute))
         return True
+
+    def add_look_up(self, ids: Tensor) -> int:
+        """Announce a look-up of ids `[B, T]`; returns the place of its gradient in `rows`."""
+        self.ids.append(ids)
+        self.rows.append(None)
+        return len(self.ids) - 1
 
     def add_dense(self, gradient: Tensor) -> None:
         """Book per-sample gradients `[B, *shape]`."""
@@ -71,12 +77,12 @@ class Account:
 
     def settle(self) -> bool:
         """Square what the batch has gathered and add it to the total. False when this mixture of uses is not understood."""
-        kinds = bool(self.factored) + bool(self.rows or self.slots) + (self.dense is not None)
+        kinds = bool(self.factored) + bool(self.ids) + (self.dense is not None)
         if self.factored:
             x, delta = (torch.cat(part, 1) if len(part) > 1 else part[0] for part in zip(*self.factored, strict=True))
             self.put(fisher_diag(x, delta, self.absolute).view_as(self.total))
-        elif self.rows or self.slots is not None:
-            slots = self.slots or Slots(torch.cat([ids for ids, _ in self.rows], 1))
+        elif self.ids:
+            slots = self.slots or Slots(self.ids)
             slots.settle(self.total, self.rows, self.absolute)
         elif self.dense is not None:
             self.put(self._squared(self.dense))
@@ -98,6 +104,7 @@ class _Use:
     def __init__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.module, self.args, self.kwargs = module, args, kwargs
         self.versions = [a._version for a in self.tensors()]
+        self.look_up = 0  # which of a table's look-ups this is
 
     def tensors(self) -> Iterator[Tensor]:
         return (a for a in (*self.args, *self.kwargs.values()) if isinstance(a, Tensor))
@@ -159,7 +166,7 @@ class Capture:
         for name in names:
             self.accounts[name].calls += 1
             if is_table(module):
-                self.accounts[name].ids.append(args[0].reshape(self.count, -1))
+                use.look_up = self.accounts[name].add_look_up(args[0].reshape(self.count, -1))
         output.register_hook(lambda delta: self._arrived(use, delta))
         return output
 
@@ -189,7 +196,7 @@ class Capture:
             skipped = use.module.padding_idx  # type: ignore[union-attr]  # an Embedding
             if skipped is not None:
                 rows = rows.masked_fill((ids == skipped).unsqueeze(-1), 0.0)
-            self.accounts[own["weight"]].rows.append((ids, rows))
+            self.accounts[own["weight"]].rows[use.look_up] = rows
             return True
         parameters = {key: use.module._parameters[key].detach() for key in own}  # type: ignore[union-attr]  # present in _own
         self.paused = True

@@ -15,9 +15,11 @@ from torch import Tensor
 
 
 class Slots:
-    """Slots of the distinct ids of each sample. Args: ids `[B, T]` int64."""
+    """Slots of the distinct ids of each sample. Args: look_ups: ids `[B, T_i]`, int64."""
 
-    def __init__(self, ids: Tensor) -> None:
+    def __init__(self, look_ups: list[Tensor]) -> None:
+        self.lengths = [ids.shape[1] for ids in look_ups]
+        ids = torch.cat(look_ups, 1)
         ordered, order = ids.sort(dim=1, stable=True)
         step = torch.zeros_like(ordered)
         step[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
@@ -44,17 +46,19 @@ class Slots:
         finally:
             delta.scatter_(2, where, columns)
 
-    def settle(self, total: Tensor, rows: list[tuple[Tensor, Tensor]], absolute: bool) -> None:
+    def settle(self, total: Tensor, rows: list[Tensor | None], absolute: bool) -> None:
         """Add the squared (or absolute) gradients of the slots' rows, over all samples, to total `[V, d]`.
 
-        Args: rows: the look-ups in the order of `ids`, as (ids `[B, T_i]`, output gradients `[B, T_i, d]`); all of them, or none.
+        Args: rows: the look-ups' output gradients `[B, T_i, d]`, in the order in which `ids` joined them; None for one without.
         """
         count, width = self.ids.shape
         gradient = torch.zeros(count * width, total.shape[1], dtype=torch.float32, device=total.device)
-        if rows:
-            delta = torch.cat([part for _, part in rows], 1) if len(rows) > 1 else rows[0][1]
-            place = self.of + width * torch.arange(count, device=total.device).unsqueeze(1)
-            gradient.index_add_(0, place.reshape(-1), delta.reshape(-1, total.shape[1]).float())
+        place, start = self.of + width * torch.arange(count, device=total.device).unsqueeze(1), 0
+        for delta, length in zip(rows, self.lengths, strict=True):
+            if delta is not None:
+                here = place[:, start : start + length].reshape(-1)
+                gradient.index_add_(0, here, delta.reshape(-1, total.shape[1]).float())
+            start += length
         if self.kept is not None:
             gradient += self.kept.reshape(gradient.shape)
         valid = (torch.arange(width, device=total.device) < self.used.unsqueeze(1)).reshape(-1)
