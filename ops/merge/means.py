@@ -22,7 +22,7 @@ def linear(case: Case) -> Tensor:
     """
     weights = case.values("weight")
     total = float(torch.tensor(weights, dtype=torch.float32).sum()) if case.shared["normalize"] else None
-    if not case.parity:
+    if not case.parity and all(x.dtype != torch.float64 for x in case.tensors):
         return weighted_sum(*case.tensors, weights=weights, total=total)
     first = case.tensors[0]
     sums = torch.zeros_like(first, dtype=torch.float64 if first.dtype == torch.float64 else torch.float32)

@@ -25,16 +25,16 @@ def merge_task_vectors(case: Case, method: Method) -> Tensor:
     assert base is not None
     weights, factor = case.values("weight"), case.shared["lambda"]
     total = _total(weights) if case.shared["normalize"] else None
-    half = base.dtype in (torch.float16, torch.bfloat16)  # only when native: every step is rounded to the type
-    if method.trim is None and not method.vote and not half:
+    typed = case.parity or base.dtype != torch.float32  # as mergekit: every step in the tensors' type, sums by torch
+    if method.trim is None and not method.vote and not typed:
         return task_sum(case.anchor(), *case.tensors, weights=weights, factor=factor, total=total)
     deltas = [x - base for x in tensors]
-    if method.trim == "magnitude" and not (half or case.shared["rescale"] or case.parity):
+    if method.trim == "magnitude" and not (typed or case.shared["rescale"]):
         cuts = case.thresholds or [_cut(d, p["density"]) for d, p in zip(deltas, case.each, strict=True)]
         return _elect(case.anchor(), deltas, weights, cuts, case)
     deltas = [_trimmed(d, case, i, method) for i, d in enumerate(deltas)]
-    if half:
-        return _rounded_steps(base, deltas, weights, case, method)
+    if typed:
+        return _own_type(base, deltas, weights, case, method)
     if method.vote:
         return _elect(case.anchor(), deltas, weights, [(NEVER, -1)] * len(deltas), case)
     return (base + weighted_sum(*deltas, weights=weights, total=total) * factor).to(case.anchor().dtype)
@@ -66,8 +66,8 @@ def _trimmed(delta: Tensor, case: Case, index: int, method: Method) -> Tensor:
     return masked(delta, mask, case.shared["rescale"])
 
 
-def _rounded_steps(base: Tensor, deltas: list[Tensor], weights: list[float], case: Case, method: Method) -> Tensor:
-    """The same in a 16-bit type, where sums are rounded once and every other step is rounded: mergekit's arithmetic."""
+def _own_type(base: Tensor, deltas: list[Tensor], weights: list[float], case: Case, method: Method) -> Tensor:
+    """The same in float64, or in a 16-bit type, where sums are rounded once and every other step is rounded: mergekit's arithmetic."""
     stacked = torch.stack(deltas)
     shares = column(weights, stacked)
     terms = stacked * shares
