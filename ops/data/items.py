@@ -177,8 +177,9 @@ def _suite(suite: Suite, path: Path, role: Role) -> ItemSet:
     numbers = [n for n, line in enumerate(suite.payload.decode("utf-8-sig").split("\n"), 1) if line.strip()]
     if suite.data.suffix.lower() not in ROWS:
         numbers = [1]
-    if suite.kind == "pairs":
-        raise _bad(path, None, "a suite of pairs has no answers to forget or keep", "use a cloze, choice, classify or perplexity suite")
+    if suite.kind not in ("cloze", "choice", "classify", "perplexity", "truth"):
+        hint = "use a cloze, choice, classify, truth or perplexity suite"
+        raise _bad(path, None, f"a suite of {suite.kind} has no answers to forget or keep", hint)
     items = tuple(_example(e.values, n) for e, n in zip(examples, numbers, strict=True))
     return ItemSet(items, path.name, role, suite.digest, len(suite.payload), str(path), suite.payload)
 

@@ -134,7 +134,8 @@ class Bench:
         return int(getattr(self.model.config, "vocab_size", 1) or 1)
 
     @cached_property
-    def _keeps(self) -> bool:
+    def keeps_some(self) -> bool:
+        """The model can be asked for the logits of the last positions only."""
         return "logits_to_keep" in signature(self.model.forward).parameters
 
     def _fitted(self, sequence: TokenRow) -> TokenRow:
@@ -154,7 +155,7 @@ class Bench:
         ids = torch.zeros(len(rows), width, dtype=torch.long)
         for i, row in enumerate(rows):
             ids[i, : len(row)] = torch.tensor(row)
-        keep = {"logits_to_keep": width - needed_from} if self._keeps else {}
+        keep = {"logits_to_keep": width - needed_from} if self.keeps_some else {}
         logits = self.model(input_ids=ids.to(self.device), use_cache=False, **keep).logits
         return logits, width - logits.shape[1]
 

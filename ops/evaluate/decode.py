@@ -119,7 +119,7 @@ class _Cached:
 
     def __call__(self, new: list[list[int]]) -> list[int]:
         ids = torch.tensor(new, device=self.bench.device)
-        keep = {"logits_to_keep": 1} if self.bench._keeps else {}
+        keep = {"logits_to_keep": 1} if self.bench.keeps_some else {}
         out = self.bench.model(input_ids=ids, past_key_values=self.cache, use_cache=True, **keep)
         self.cache = out.past_key_values
         return out.logits[:, -1].float().argmax(-1).tolist()

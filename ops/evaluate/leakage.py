@@ -119,25 +119,24 @@ def membership(task: Task, module: nn.Module, forget: Rows, holdout: Rows) -> di
 
     One score per record, whatever number of rows it was cut into.
     """
-    if task.kind != "language":
+    language = _language(task)
+    if language is None:
         losses = [task.measure(module, rows).losses for rows in (forget, holdout)]
         return {"auc_loss": _ranked([[-loss for loss in side] for side in losses])}
-    sides = [[membership_scores(*record) for record in _records(task, module, rows)] for rows in (forget, holdout)]
+    sides = [[membership_scores(*record) for record in _records(language, module, rows)] for rows in (forget, holdout)]
     return {f"auc_{attack}": _ranked([[scores[attack] for scores in side] for side in sides]) for attack in ATTACKS}
 
 
 def extraction_strength(task: Task, module: nn.Module, rows: Rows) -> float | None:
     """Mean over the records; None for classifiers, which write nothing, and for no rows."""
-    if task.kind != "language":
-        return None
-    return mean(extracted(stats.right) for stats, _ in _records(task, module, rows))
+    language = _language(task)
+    return None if language is None else mean(extracted(stats.right) for stats, _ in _records(language, module, rows))
 
 
 def exact_memorisation(task: Task, module: nn.Module, rows: Rows) -> float | None:
     """Mean over the records; None for classifiers and for no rows."""
-    if task.kind != "language":
-        return None
-    return mean(memorised(stats.right) for stats, _ in _records(task, module, rows))
+    language = _language(task)
+    return None if language is None else mean(memorised(stats.right) for stats, _ in _records(language, module, rows))
 
 
 def token_stats(task: LanguageTask, module: nn.Module, rows: Rows) -> list[TokenStats]:
@@ -153,6 +152,12 @@ def token_stats(task: LanguageTask, module: nn.Module, rows: Rows) -> list[Token
             logits, _, targets = task.scored_logits(module, rows, chosen)
             found |= zip(chosen, statistics(logits, targets, [rows.scored[i] for i in chosen]), strict=True)
     return [found[i] for i in range(len(rows))]
+
+
+def _language(task: Task) -> LanguageTask | None:
+    from ..unlearn.language import LanguageTask
+
+    return task if isinstance(task, LanguageTask) else None
 
 
 def _records(task: LanguageTask, module: nn.Module, rows: Rows) -> list[tuple[TokenStats, str]]:

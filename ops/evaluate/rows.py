@@ -108,7 +108,8 @@ class _Reader:
 
     def has(self, row: dict[str, Any], ours: str) -> bool:
         """The row has this field under the name that the data use, and something in it."""
-        return row.get(self.suite.fields.get(ours, ours)) not in (None, "", [])
+        theirs = self.suite.fields.get(ours, ours)
+        return isinstance(theirs, str) and row.get(theirs) not in (None, "", [])
 
     def got(self, value: Any) -> str:
         """What was found instead, for a hint; a private suite tells no more than its type."""
