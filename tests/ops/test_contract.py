@@ -15,7 +15,8 @@ from mlc.tests.factories import WORDS, tiny_model
 from mlc.tests.ops.fakes import MemoryRun, MemoryView
 
 SHORT = {"steps": 3, "batch": 2, "seq_len": 8, "lr": 1e-2}
-# Per operation: parameters of a short run on the tiny model; {data} stands for the path of a small text.
+SETS = {"forget_set": "{forget}", "retain_set": "{retain}"}
+# Per operation: parameters of a short run on the tiny model; {data} stands for the path of a small text, {forget} and {retain} for records.
 EXAMPLES = {
     "update": [
         {"data": "{data}", **SHORT},
@@ -23,6 +24,16 @@ EXAMPLES = {
         {"data": "{data}", **SHORT, "expand": 1, "where": "importance"},
         {"data": "{data}", **SHORT, "replay": ("self:0.5",)},
         {"data": "{data}", **SHORT, "adapter": "lora:2"},
+    ],
+    "unlearn": [
+        {**SETS, "strength": "1", "steps": 3, "batch": 4},
+        {**SETS, "steps": 6, "batch": 4, "objective": "graddiff"},
+        {**SETS, "strength": "1", "steps": 3, "batch": 4, "objective": "rmu"},
+        {**SETS, "strength": "1", "steps": 3, "batch": 4, "method": "wagle"},
+        {**SETS, "strength": "0.3", "method": "ssd"},
+        {**SETS, "strength": "0.3", "method": "lfssd"},
+        {**SETS, "method": "assd"},
+        {**SETS, "strength": "0.1", "method": "slug"},
     ],
 }
 CASES = [(name, example) for name, examples in EXAMPLES.items() for example in examples]
@@ -37,11 +48,16 @@ def view(tmp_path_factory):
 def text(tmp_path_factory):
     path = tmp_path_factory.mktemp("data") / "data.txt"
     path.write_text(" ".join(WORDS * 20))
+    for role, words in (("forget", WORDS[:8]), ("retain", WORDS[8:])):
+        rows = [{"prompt": f"the {a} is {b}", "answer": f"{b} {a}"} for a in words for b in WORDS[:3]]
+        rows += [{"text": " ".join(WORDS[::-1])}] if role == "retain" else []
+        path.with_name(f"{role}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
 
 
 def build(name, example, text):
-    return catalog.load(name)(**{k: text if v == "{data}" else v for k, v in example.items()})
+    known = {"{data}": text, "{forget}": text.replace("data.txt", "forget.jsonl"), "{retain}": text.replace("data.txt", "retain.jsonl")}
+    return catalog.load(name)(**{k: known.get(v, v) if isinstance(v, str) else v for k, v in example.items()})
 
 
 def key(change):
