@@ -74,7 +74,7 @@ def untrained(kind: str, seed: int) -> torch.nn.Module:
 def trained(kind: str, digits: Digits, directory: Path, seed: int) -> Path:
     """Train a model of one of MODELS on the train part and save it as a Hugging Face directory."""
     model = untrained(kind, seed).train()
-    epochs = 30 if kind == "vit" else 15
+    epochs = 20 if kind == "vit" else 15
     steps = epochs * (len(digits.train) // BATCH)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.01)
     rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
@@ -106,3 +106,9 @@ def scores(model: torch.nn.Module, digits: Digits, label: int) -> dict[str, floa
         "retain_test": digits.other_than(digits.test, label),
     }
     return {name: round(accuracy(model, digits, rows), 4) for name, rows in parts.items()}
+
+
+def passes(before: dict[str, float], after: dict[str, float]) -> bool:
+    """The gate: at most chance plus two points right of the class, at most one point lost on the test images of the others."""
+    forgotten = max(after["forget_train"], after["forget_test"]) <= 1 / CLASSES + 0.02
+    return forgotten and after["retain_test"] >= before["retain_test"] - 0.01
