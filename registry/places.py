@@ -22,15 +22,19 @@ class Places:
         self._repo = repo
         self._tables: list[tuple[SnapshotId, dict[Digest, int]]] = []
         self._known: set[SnapshotId] = set()
+        self._told: list[Snapshot] = []
         self._more = self._behind_refs()
 
     def tell(self, snapshot: Snapshot) -> None:
         """Look here first. A snapshot that is not stored is passed over."""
-        if snapshot.id not in self._known and self._repo.objects.has(Digest(snapshot.id)):
-            self._take(snapshot.id, snapshot)
+        self._told.append(snapshot)
 
     def find(self, digest: Digest) -> tuple[Digest, int] | None:
         """A snapshot and the place of this tensor in it; the snapshot that had the answer last is asked first."""
+        while self._told:
+            snapshot = self._told.pop()
+            if snapshot.id not in self._known and self._repo.objects.has(Digest(snapshot.id)):
+                self._take(snapshot.id, snapshot)
         for number, (name, table) in enumerate(self._tables):
             if digest in table:
                 self._tables.insert(0, self._tables.pop(number))
@@ -45,7 +49,7 @@ class Places:
         for place, entry in enumerate(snapshot.tensors):
             table.setdefault(entry.digest, place)  # of tensors with equal bytes the first
         self._known.add(name)
-        self._tables.insert(0, (name, table))
+        self._tables.append((name, table))
         return name, table
 
     def _behind_refs(self) -> Iterator[tuple[SnapshotId, dict[Digest, int]]]:

@@ -130,7 +130,7 @@ def parse_formula(
         return Formula(recipe.function, recipe.numbers, word, shape, sources), data
     rows, columns = sides(shape)
     rank, data = (int.from_bytes(data[:4], "little"), data[4:]) if len(data) >= 4 else (1 << 32, data)
-    if rank > min(rows, columns):
+    if not columns or rank > min(rows, columns):
         raise CorruptRecord("a derived tensor has a rank that cannot be")
     parts, data = read_parts(data, 2)
     factors = [_factor(codec, part, pair) for (codec, part), pair in zip(parts, ((rows, rank), (rank, columns)), strict=True)]

@@ -6,7 +6,6 @@ residual (none, when the tensor is what the recipe says). Nothing is trusted: a 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
 
 RANK1, LINEAR, TASK = "rank1", "linear", "task"
 FLOATS = ("F32", "BF16", "F16")  # float32 holds every value of these; in others nothing is derived
+LARGEST = (2 - 2**-23) * 2.0**127  # of float32
 Read = Callable[[str, slice], "Tensor"]  # (digest of a source, rows) -> those rows, in the source's type
 
 
@@ -55,8 +55,8 @@ def misfit(function: str, sources: int, numbers: Sequence[float]) -> str | None:
         return f"{function} needs more sources than {sources}"
     if (function == RANK1 and sources != 1) or len(numbers) not in counts[function]:
         return f"{function} does not take {len(numbers)} numbers for {sources} sources"
-    if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
-        return "its numbers are not all finite"
+    if not all(isinstance(number, int | float) and abs(number) <= LARGEST for number in numbers):
+        return "its numbers are not all finite in float32"
     if len(numbers) > sources and not numbers[-1]:
         return "its total is zero"
     return None

@@ -45,7 +45,7 @@ def make(pack: PackWriter, dtype: str, shape: tuple[int, ...], data: memoryview,
         if not all(is_digest(digest) and pack.has(Digest(digest)) for digest in derived.sources):
             return None
         infos = tuple(pack.info(Digest(digest)) for digest in derived.sources)
-        if sources.unfit(derived.function, dtype, shape, infos) or not _near(pack, infos):
+        if sources.unfit(derived.function, dtype, shape, infos) or not _near(pack, infos, derived):
             return None
         recipe, places = _recipe(pack, derived, locate)
         reader = _Verified(pack, infos)
@@ -63,8 +63,11 @@ def make(pack: PackWriter, dtype: str, shape: tuple[int, ...], data: memoryview,
     return Made(told, coded.payload, coded.blocked, coded.exactly, depth, below, size)
 
 
-def _near(pack: PackWriter, infos: tuple[ObjectInfo, ...]) -> bool:
-    return max(info.depth for info in infos) < MAX_DEPTH and sum(sources.work(pack, info) for info in infos) <= MAX_WORK
+def _near(pack: PackWriter, infos: tuple[ObjectInfo, ...], derived: Derived) -> bool:
+    """Whether reading this one would stay cheap: few steps to the keyframes, and not too many tensors to decode."""
+    rank = derived.factors[1].shape[0] if derived.factors else 0
+    below = sum(sources.work(pack, info) for info in infos)
+    return max(info.depth for info in infos) < MAX_DEPTH and below <= MAX_WORK and rank // sources.RANKS <= sources.MAX_WORK_READ // 2
 
 
 def _recipe(pack: PackWriter, derived: Derived, locate: Locate | None) -> tuple[Recipe, tuple[int, ...]]:
