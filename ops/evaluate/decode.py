@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from ...registry.errors import Incompatible
 from .bench import Bench
 
 
@@ -122,6 +123,8 @@ class _Cached:
         keep = {"logits_to_keep": 1} if self.bench.keeps_some else {}
         out = self.bench.model(input_ids=ids, past_key_values=self.cache, use_cache=True, **keep)
         self.cache = out.past_key_values
+        if self.cache is None:  # going on would read new tokens without the old ones
+            raise Incompatible(f"{type(self.bench.model).__name__} keeps no keys and values, so it cannot write here")
         return out.logits[:, -1].float().argmax(-1).tolist()
 
     def keep(self, chosen: list[int]) -> None:

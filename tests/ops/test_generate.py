@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from mlc.ops.evaluate.decode import Limits, _Cached, _Whole, continue_tokens, cu
 from mlc.ops.evaluate.overlap import longest_common, normalised, overlap, rouge_l, token_f1
 from mlc.ops.evaluate.predictions import from_arrow
 from mlc.ops.evaluate.runner import evaluate
-from mlc.registry.errors import BadInputFile, BadRecipe
+from mlc.registry.errors import BadInputFile, BadRecipe, Incompatible
 from mlc.tests.factories import WORDS, tiny_model
 from mlc.tests.ops.suites import loaded, suite
 
@@ -193,3 +194,13 @@ def test_a_reference_that_is_missing_or_empty_is_named_with_its_line(tmp_path):
     for row in ({"prompt": "a"}, {"prompt": "a", "reference": []}, {"prompt": "a", "reference": [" "]}):
         with pytest.raises(BadInputFile, match="line 2"):
             suite(tmp_path, "generate", [{"prompt": "a", "reference": "b"}, row]).examples()
+
+
+def test_a_model_that_keeps_nothing_is_refused_rather_than_read_without_its_past():
+    class Forgetful(torch.nn.Module):
+        def forward(self, input_ids=None, past_key_values=None, use_cache=None):
+            return SimpleNamespace(logits=torch.zeros(*input_ids.shape, 8), past_key_values=None)
+
+    bench = SimpleNamespace(model=Forgetful(), device=torch.device("cpu"), keeps_some=False)
+    with pytest.raises(Incompatible, match="Forgetful keeps no keys and values"):
+        _Cached(bench)([[1, 2]])

@@ -196,6 +196,32 @@ def test_a_part_that_yields_too_little_is_refused_and_so_are_data_of_its_own(tmp
         load_suite(path)
 
 
+# --- in rules ----------------------------------------------------------------------------------------------
+
+
+def test_rules_may_ask_for_any_of_these_numbers(repo, tmp_path):
+    from mlc.policies import lifecycle
+    from mlc.registry.errors import GateRefused
+    from mlc.tests.policies.operations import Scale
+
+    lifecycle.import_model(repo, tiny_model(tmp_path / "model"), author="t")
+    _parts(repo.root / "suites")
+    suite(repo.root / "suites", "generate", [{"prompt": "the river", "reference": "is red"}], "max_tokens = 3\n", name="written")
+    (repo.root / "mlc.toml").write_text('[eval]\nsuites = ["suites/*.toml"]\n')
+    rules = {"suite.retain.truth_ratio_forget": "min", "suite.utility.utility": "min", "suite.written.rouge_l": "min", "flips.ks_p": "min"}
+    text = "".join(f'[[rule]]\nid = "r{n}"\nmetric = "{metric}"\n{side} = 0.0\n\n' for n, (metric, side) in enumerate(rules.items()))
+    (repo.root / "policies").mkdir(exist_ok=True)
+    policy = repo.root / "policies" / "rules.toml"
+    policy.write_text(text)
+    made = lifecycle.run(repo, Scale(factor=1.01), author="t")
+    assert made.commit.metrics["retain"]["probability"] > 0
+    assert set(made.commit.metrics) == {"retain", "world", "utility", "written"}
+    policy.write_text(text.replace("min = 0.0", "min = 1.1"))
+    with pytest.raises(GateRefused, match="truth ratio forget of retain is .* under 1.1"):
+        lifecycle.run(repo, Scale(factor=1.02), author="t")
+    assert repo.branches()["main"] == made.commit_id
+
+
 # --- real files ------------------------------------------------------------------------------------------
 
 
