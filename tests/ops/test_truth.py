@@ -217,7 +217,7 @@ def test_rules_may_ask_for_any_of_these_numbers(repo, tmp_path):
     assert made.commit.metrics["retain"]["probability"] > 0
     assert set(made.commit.metrics) == {"retain", "world", "utility", "written"}
     policy.write_text(text.replace("min = 0.0", "min = 1.1"))
-    with pytest.raises(GateRefused, match="truth ratio forget of retain is .* under 1.1"):
+    with pytest.raises(GateRefused, match=r"truth ratio forget of retain is .* under 1\.1"):
         lifecycle.run(repo, Scale(factor=1.02), author="t")
     assert repo.branches()["main"] == made.commit_id
 
