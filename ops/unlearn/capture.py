@@ -79,7 +79,9 @@ class Account:
         """Square what the batch has gathered and add it to the total. False when this mixture of uses is not understood."""
         kinds = bool(self.factored) + bool(self.ids) + (self.dense is not None)
         if self.factored:
-            x, delta = (torch.cat(part, 1) if len(part) > 1 else part[0] for part in zip(*self.factored, strict=True))
+            x, delta = self.factored[0]
+            if len(self.factored) > 1:
+                x, delta = (torch.cat([pair[i] for pair in self.factored], 1) for i in (0, 1))
             self.put(fisher_diag(x, delta, self.absolute).view_as(self.total))
         elif self.ids:
             slots = self.slots or Slots(self.ids)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from mlc.ops.unlearn import importance as room
 from mlc.ops.unlearn.importance import importance, mean_gradient, pack, reference_batch_importance, unpack
+from mlc.ops.unlearn.persample import factors
 from mlc.registry.errors import CheckFailed
 from mlc.tests.factories import tiny_model
 
@@ -319,6 +320,20 @@ def test_a_tied_table_is_exact_without_a_gradient_per_sample(cases, monkeypatch)
     assert max(sizes) <= SAMPLES * longest * 2000  # the logits; a gradient per sample would be 16 / 11 times that
     right = {"model.embed_tokens.weight": loop((model, scores))["model.embed_tokens.weight"]}
     assert apart(found, right) <= 1e-5
+
+
+def test_positions_that_no_gradient_reaches_are_left_out_and_nothing_changes(cases):
+    """Only the last two tokens of a row are scored, as the answer of a question is."""
+    model, ids = cases["llama"][0], torch.randint(1, 20, (SAMPLES, 12), generator=torch.Generator().manual_seed(4))
+
+    def scores(chosen: list[int]) -> Tensor:
+        logits = model(input_ids=ids[chosen], use_cache=False).logits[:, 7:9]
+        return F.cross_entropy(logits.transpose(1, 2), ids[chosen][:, 8:10], reduction="none").mean(1)
+
+    x, delta = torch.rand(2, 8, 3), torch.rand(2, 8, 5) * torch.tensor([0, 1, 0, 0, 0, 0, 1, 0.0])[:, None]
+    kept = factors(nn.Linear(3, 5), x, delta)
+    assert [t.tolist() for t in kept] == [t[:, [1, 6]].tolist() for t in (x, delta)]
+    assert apart(importance(model, scores, batches(4)), loop((model, scores))) <= 1e-5
 
 
 def test_half_width_models_are_summed_in_float32(tmp_path: Path):
