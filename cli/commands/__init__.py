@@ -41,6 +41,7 @@ VERBS: dict[str, Entry] = {
     "alias": Entry(HISTORY, "alias", "List, set or remove aliases such as @champion."),
     "switch": Entry(HISTORY, "switch", "Make another branch the current one."),
     "update": Entry(CHANGE, "update", "Train a version further on new text."),
+    "unlearn": Entry(CHANGE, "unlearn", "Make a version forget records, measured and with evidence."),
     "rollback": Entry(CHANGE, "rollback", "Return a branch to an earlier version's content, proven by digest."),
     "revert": Entry(CHANGE, "revert", "Take one commit's change back."),
     "undo": Entry(CHANGE, "undo", "Take the last move of refs back."),
