@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ...registry.records import Json
 from .context import pick
+from .rates import usual_rate
 from .task import Rows, Task
 
 BATCH = 16  # forget rows per step
@@ -33,13 +34,14 @@ def relearn(
     steps: int = 20,
     share: float = 0.1,
     seed: int = 0,
-    lr: float = 1e-4,
+    lr: float | None = None,
     threads: int | None = None,
     before: float | None = None,
 ) -> dict[str, Json]:
     """Fine-tune a copy on a share of the forget records, with AdamW at a constant rate, and watch recall come back.
 
-    rows: the forget set's. share: of its records, at least one, drawn by `seed`. before: recall of the model that had not forgotten.
+    rows: the forget set's. share: of its records, at least one, drawn by `seed`. lr: by default the rate that unlearning itself would
+    take for a model of this size; an attack weaker than what it attacks shows nothing. before: recall of the model that had not forgotten.
     Returns `curve` and `rest_curve`: [step, recall] on all records and on those not trained on (recall is Measured.accuracy);
     `area`: mean of the curve over the steps; `after`, `rest_after`: where they end; `recovered`: the first measured step with at
     least 0.8 of `before`, None when it never came or `before` is not given; `records`: how many were trained on.
@@ -48,6 +50,7 @@ def relearn(
     victim = copy.deepcopy(module).eval()  # eval: dropout would make the attack a matter of luck
     for parameter in victim.parameters():
         parameter.requires_grad_(True)
+    lr = lr if lr is not None else usual_rate(sum(p.numel() for p in victim.parameters()))
     optimizer = torch.optim.AdamW([p for p in victim.parameters() if p.is_floating_point()], lr=lr, weight_decay=0.0)
     every = max(1, steps // MEASURED)
     remaining = pick(rows, rest)

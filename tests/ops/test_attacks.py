@@ -130,6 +130,13 @@ def test_the_area_is_the_mean_height_and_a_share_is_at_least_one_record(asked):
     assert found["area"] == pytest.approx(found["after"])  # nothing moved: a flat curve
 
 
+def test_an_attack_is_by_default_as_fast_as_unlearning_itself(asked):
+    from mlc.ops.unlearn.rates import usual_rate
+
+    weights = sum(p.numel() for p in asked.module.parameters())
+    assert relearn(asked.module, asked.task, asked.forget, steps=1)["lr"] == usual_rate(weights)
+
+
 def test_resistance_compares_the_steps_with_those_of_the_retrained_model():
     def found(recovered):
         return {"steps": 20, "recovered": recovered}
