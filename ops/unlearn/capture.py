@@ -18,7 +18,8 @@ from ...kernels.fisher import fisher_diag
 from .persample import bias_gradient, dense, factors, is_linear, is_table
 from .rowsums import Slots
 
-HELD = 1 << 22  # elements of dense per-sample gradients held at once
+HELD = 1 << 26  # elements of a module's dense per-sample gradients; beyond that, samples go one by one
+COLUMNS = 1 << 22  # elements of the unfolded inputs of a convolution, about
 
 
 class Anchor(torch.autograd.Function):
@@ -189,7 +190,15 @@ class Capture:
             return False
         if "bias" in own:
             self.accounts[own["bias"]].add_dense(bias_gradient(use.module, delta))
-        return "weight" not in own or self.accounts[own["weight"]].add_factors(*factors(use.module, use.args[0].detach(), delta))
+        if "weight" not in own:
+            return True
+        account, x = self.accounts[own["weight"]], use.args[0].detach()
+        if not isinstance(use.module, nn.Conv2d) or account.calls > 1:
+            return account.add_factors(*factors(use.module, x, delta))
+        rows = max(1, COLUMNS // max(1, account.total[0].numel() * delta[0, 0].numel()))
+        for inputs, outputs in zip(x.split(rows), delta.split(rows), strict=True):
+            account.put(fisher_diag(*factors(use.module, inputs, outputs), account.absolute))
+        return True
 
     def _other(self, use: _Use, own: dict[str, str], delta: Tensor) -> bool:
         if is_table(use.module):
@@ -201,6 +210,8 @@ class Capture:
             self.accounts[own["weight"]].rows[use.look_up] = rows
             return True
         parameters = {key: use.module._parameters[key].detach() for key in own}  # type: ignore[union-attr]  # present in _own
+        if self.count * sum(p.numel() for p in parameters.values()) > HELD:
+            return False
         self.paused = True
         try:
             found = dense(use.module, parameters, use.args, use.kwargs, delta)

@@ -11,6 +11,7 @@ import transformers as tf
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mlc.ops.unlearn import capture
 from mlc.ops.unlearn import importance as room
 from mlc.ops.unlearn.importance import importance, mean_gradient, pack, reference_batch_importance, unpack
 from mlc.ops.unlearn.persample import factors
@@ -369,3 +370,11 @@ def test_packed_importance_comes_back_to_the_bit_whatever_the_order_of_names():
     packed = pack(values)
     assert packed == pack(dict(reversed(values.items())))
     assert {n: v.tolist() for n, v in unpack(packed).items()} == {n: v.tolist() for n, v in values.items()}
+
+
+def test_limits_on_memory_change_nothing(cases, monkeypatch):
+    """Convolutions in parts of one sample, and norms sent down the slow road because their gradients are called too large."""
+    model, scores = cases["resnet"]
+    monkeypatch.setattr(capture, "COLUMNS", 1)
+    monkeypatch.setattr(capture, "HELD", 50)
+    assert apart(importance(model, scores, batches(4)), loop(cases["resnet"])) <= 1e-5
