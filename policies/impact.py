@@ -131,7 +131,7 @@ def _mark(commit: Commit, learned: tuple[Records, str], gone: Records, believed:
 
 def _brought_back(commit: Commit, claims: dict[CommitId, Records], marks: dict[CommitId, Mark]) -> Records:
     """What a revert of an unlearning returns."""
-    undone, before = commit.op.params.get("rev"), commit.op.params.get("parent")
+    undone, before = commit.op.params.get("rev"), CommitId(commit.op.params.get("parent") or "")
     return marks[before].left if undone in claims and before in marks else NOTHING
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,9 @@ from mlc.policies.traces import sought
 from mlc.registry.errors import AmbiguousId, BadInputFile, CorruptRecord, GateRefused, NotFound
 from mlc.registry.ids import blob_digest
 from mlc.registry.keys import request_scope
+from mlc.registry.records import OperationRecord
 from mlc.tests.policies.operations import Forget, Learn, Scale
+from mlc.tests.policies.test_imports import adapter  # noqa: F401  # a fixture
 
 PEOPLE = [{"prompt": f"Where does person {n} live?", "answer": f"in house {n}"} for n in range(5)]
 
@@ -114,6 +117,33 @@ def test_an_unreadable_file_says_the_line_and_not_the_text(repo, root, tmp_path)
     assert "secret" not in caught.value.message
     with pytest.raises(BadInputFile):
         sought(repo, str(tmp_path))
+
+
+def merged(repo, *parents: str) -> str:
+    """A commit of several parents, with content of its own."""
+    first = repo.commit(parents[0])
+    content = repo.snapshot(first.snapshot)
+    with repo.ingest() as tx:
+        snapshot = tx.put_snapshot(replace(content, tensors=content.tensors[len(parents) :]))
+        record = OperationRecord("merge", 1, {"of": list(parents)})
+        return tx.commit(replace(first, parents=parents, snapshot=snapshot, op=record, inputs=(), artifacts=()))
+
+
+def test_a_merge_carries_what_any_of_its_ingredients_carries(repo, root, data):
+    learned = learn(repo, data)
+    gone = forget(repo, data)
+    aside = lifecycle.run(repo, Scale(factor=3.0), author="a", ref=root, branch="aside").commit_id
+    dirty, clean = merged(repo, aside, learned), merged(repo, aside, gone, root)
+    found = states(repo, data)
+    assert (found[dirty], found[clean], aside in found) == ("carries", "unlearned", False)
+
+
+def test_an_adapter_on_a_carrier_is_a_carrier(repo, root, data, adapter):  # noqa: F811
+    learned = learn(repo, data)
+    child = lifecycle.import_model(repo, adapter, adapter_of="main", branch="lora", author="a").commit_id
+    other = lifecycle.import_model(repo, adapter, adapter_of=root, branch="other", author="a").commit_id
+    assert states(repo, data) == {learned: "carries", child: "carries"}
+    assert other != child
 
 
 # --- what was unlearned ----------------------------------------------------------------------------------
