@@ -136,7 +136,7 @@ def _item(row: dict[str, Any], path: Path, line: int) -> Item:
     prompt = next((key for key in PROMPTS if key in row), None)
     answer = next((key for key in ANSWERS if key in row), None)
     if prompt is None or answer is None:
-        missing = "`text`, nor a `prompt`" if prompt is None and answer is None else "a `prompt`" if prompt is None else "an `answer`"
+        missing = "`text` and no `prompt`" if prompt is None and answer is None else "`prompt`" if prompt is None else "`answer`"
         raise _bad(path, line, f"the field is missing: this row has no {missing}")
     return Item(line, _words(row, prompt, path, line), _words(row, answer, path, line))
 

@@ -28,9 +28,9 @@ def findings(ctx: Context, was: nn.Module, now: nn.Module, recall: float | None)
     found: dict[str, Json] = {}
     for when, module in stands.items():
         found |= _leaks(ctx, module, when)
-    if found.get("mia_auc_loss_after") is not None:
-        aim = found.get("mia_auc_loss_reference")
-        found["privleak_after"] = _rounded(privleak(found["mia_auc_loss_after"], 0.5 if aim is None else aim))
+    if found.get("mia_auc_after") is not None:
+        aim = found.get("mia_auc_reference")
+        found["privleak_after"] = _rounded(privleak(found["mia_auc_after"], 0.5 if aim is None else aim))
     if reference is not None:
         found |= _against(ctx, now, reference)
     if ctx.op.measure == "full":
@@ -43,7 +43,8 @@ def _leaks(ctx: Context, module: nn.Module, when: str) -> dict[str, Json]:
     found: dict[str, Json] = {}
     if ctx.holdout is not None:
         aucs = membership(ctx.task, module, ctx.forget.rows, ctx.holdout.rows)
-        found |= {f"mia_{name}_{when}": _rounded(value) for name, value in aucs.items()}
+        # By loss it is plain `mia_auc`, the attack that every kind of model has.
+        found |= {f"mia_{name.replace('auc_loss', 'auc')}_{when}": _rounded(value) for name, value in aucs.items()}
     if ctx.op.measure == "full":
         found[f"extraction_{when}"] = _rounded(extraction_strength(ctx.task, module, ctx.forget.rows))
     return found
