@@ -132,6 +132,10 @@ class Run(Protocol):
         """The stored artifact of this kind and key, computed and kept when absent (kept also when refused)."""
         ...
 
+    def inherited(self, kind: str) -> bytes | None:
+        """The artifact of this kind that the nearest commit behind this run keeps (first parents), or None: state that versions carry on."""
+        ...
+
     def pseudonym(self, data: bytes, *, scope: Literal["request", "registry"] = "request") -> str:
         """A keyed digest that stands for `data` where its text must not: `hmac:<key id>:<64 hex>`.
 

@@ -145,6 +145,7 @@ class MemoryRun:
         self.records: dict[str, Any] = {}
         self.inputs: list[InputRecord] = []
         self.artifacts: dict[tuple[str, str], bytes] = {}
+        self.ancestry: dict[str, bytes] = {}
         self.versions: dict[str, MemoryView] = {}
         self.computed = 0
         self.steps: list[tuple[str, int, int, dict[str, float]]] = []
@@ -169,6 +170,9 @@ class MemoryRun:
             self.computed += 1
             self.artifacts[kind, key] = compute()
         return self.artifacts[kind, key]
+
+    def inherited(self, kind: str) -> bytes | None:
+        return self.ancestry.get(kind)
 
     def pseudonym(self, data: bytes, *, scope: str = "request") -> str:
         key = blake3(scope.encode()).digest()

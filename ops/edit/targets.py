@@ -1,0 +1,240 @@
+"""Target vectors: what the hidden state behind the subject should be, so that the model gives the new answers.
+
+All subjects of a batch at once, each with a change d of its own, its own Adam moments, its own clamp and its own end; rows of different
+subjects never meet, so the numbers are those of one subject at a time. Blocks up to the edited layer run once: their output is a constant.
+Loss per subject (MEMIT, eq. 16, with ROME's constraint): mean NLL of the answers + kl KL(now || before) on other questions about the
+subject + weight_decay |d|^2 / |h|^2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .prompts import Batch, Group, Row, collate
+from .site import Editable
+
+RATE = 0.35  # first step's length relative to |h|, by which the default rate is set
+DONE = 0.05  # a loss below which a subject needs no further step
+BETAS, EPSILON = (0.9, 0.999), 1e-8
+WASTE = 1.3  # padded size over real size above which rows go through in two parts
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How targets are optimised; `lr` None derives it from the mean |h|."""
+
+    steps: int = 40
+    lr: float | None = None
+    clamp: float = 1.25
+    kl: float = 0.5
+    weight_decay: float = 0.05
+    batch: int = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """Per subject: clean hidden state h and change d, float32 [u, d1] each (z = h + d), last loss and steps taken."""
+
+    hidden: Tensor
+    change: Tensor
+    losses: tuple[float, ...]
+    steps: tuple[int, ...]
+    lr: float
+
+    @property
+    def z(self) -> Tensor:
+        """h + d."""
+        return self.hidden + self.change
+
+
+def find_targets(
+    model: Editable, layer: int, groups: Sequence[Group], settings: Settings, progress: Callable[[int, int], None] | None = None
+) -> Targets:
+    """Targets at the output of block `layer` for every group, in order."""
+    hidden = hidden_at(model, layer, groups)
+    scale = hidden.norm(dim=1).mean().item()
+    rate = settings.lr if settings.lr is not None else default_rate(scale, hidden.shape[1])
+    changes, losses, steps = [], [], []
+    for start in range(0, len(groups), settings.batch):
+        part = slice(start, start + settings.batch)
+        search = _Search(model, layer, groups[part], hidden[part], settings, rate)
+        search.run()
+        changes.append(search.change)
+        losses += search.losses
+        steps += search.steps
+        if progress is not None:
+            progress(min(start + settings.batch, len(groups)), len(groups))
+    return Targets(hidden, torch.cat(changes), tuple(losses), tuple(steps), rate)
+
+
+def default_rate(scale: float, width: int) -> float:
+    """The rate at which Adam's first step (rate in each of `width` coordinates) is RATE of the hidden state's length."""
+    return RATE * scale / width**0.5
+
+
+def hidden_at(model: Editable, layer: int, groups: Sequence[Group]) -> Tensor:
+    """Output of block `layer` behind each subject, mean over its bare prompts, float32 [groups, d1]."""
+    rows = [row for group in groups for row in group.bare]
+    owner = torch.tensor([i for i, group in enumerate(groups) for _ in group.bare], device=model.device)
+    seen = observe(model, rows, hidden=(layer,)).hidden[layer]
+    sums = torch.zeros(len(groups), seen.shape[1], device=seen.device).index_add_(0, owner, seen)
+    return sums / torch.bincount(owner, minlength=len(groups))[:, None]
+
+
+def observe(model: Editable, rows: Sequence[Row], *, keys: Sequence[int] = (), hidden: Sequence[int] = (), together: int = 512):  # type: ignore[no-untyped-def]
+    """`Editable.observe` over any number of rows."""
+    parts = [model.observe(collate(rows[i : i + together]), keys=keys, hidden=hidden) for i in range(0, len(rows), together)]
+    return type(parts[0])(
+        {layer: torch.cat([p.keys[layer] for p in parts]) for layer in keys},
+        {layer: torch.cat([p.hidden[layer] for p in parts]) for layer in hidden},
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Rows of similar length that go through the model together."""
+
+    batch: Batch
+    states: Tensor  # output of the edited block, float32 [n, width, d1]
+    owner: Tensor  # [n] subject of each row
+    weight: Tensor  # [places] weight of each scored place in its subject's loss
+    before: Tensor | None  # log-probabilities before the edit [places, vocabulary]; None for rows that learn the answer
+
+    def of(self, live: Tensor) -> Part | None:
+        """The rows whose subjects are live; None without any."""
+        keep = live[self.owner]
+        if bool(keep.all()):
+            return self
+        if not bool(keep.any()):
+            return None
+        places = keep[self.batch.rows]
+        number = keep.cumsum(0) - 1
+        batch = Batch(
+            self.batch.ids[keep],
+            self.batch.at[keep],
+            number[self.batch.rows[places]],
+            self.batch.places[places],
+            self.batch.targets[places],
+        )
+        before = None if self.before is None else self.before[places]
+        return Part(batch, self.states[keep], self.owner[keep], self.weight[places], before)
+
+
+def parts_of(model: Editable, layer: int, groups: Sequence[Group], kl: float) -> list[Part]:
+    """All rows of the groups in parts of similar length: those that learn the answer, then those that keep theirs."""
+    asked = [(row, weight, i) for i, g in enumerate(groups) for row, weight in g.asked]
+    kept = [(row, kl / len(g.kept), i) for i, g in enumerate(groups) for row in g.kept] if kl else []
+    return [_part(model, layer, rows, keep) for many, keep in ((asked, False), (kept, True)) for rows in _alike(many)]
+
+
+def _part(model: Editable, layer: int, rows: list[tuple[Row, float, int]], keep: bool) -> Part:
+    where = model.device
+    batch = collate([row for row, _, _ in rows])
+    batch = Batch(*(t.to(where) for t in (batch.ids, batch.at, batch.rows, batch.places, batch.targets)))
+    states = model.entering(batch, layer)
+    weight = torch.tensor([w / len(row.places) for row, w, _ in rows for _ in row.places], device=where)
+    before = None
+    if keep:
+        with torch.no_grad():
+            before = model.logits(batch, hidden=states, layer=layer).log_softmax(-1)
+    return Part(batch, states, torch.tensor([i for _, _, i in rows], device=where), weight, before)
+
+
+def lost(model: Editable, layer: int, part: Part, states: Tensor) -> Tensor:
+    """Weighted loss of every scored place [places] when the edited block gives `states` [n, width, d1]."""
+    logprobs = model.logits(part.batch, hidden=states, layer=layer).log_softmax(-1)
+    if part.before is None:
+        return part.weight * -logprobs.gather(1, part.batch.targets[:, None])[:, 0]
+    return part.weight * (logprobs.exp() * (logprobs - part.before)).sum(1)
+
+
+class _Search:
+    """Adam on the changes of one batch of subjects."""
+
+    def __init__(self, model: Editable, layer: int, groups: Sequence[Group], hidden: Tensor, s: Settings, rate: float) -> None:
+        self.model, self.layer, self.s, self.rate = model, layer, s, rate
+        self.size = hidden.norm(dim=1).clamp_min(1e-12)
+        self.change = torch.zeros_like(hidden)
+        self.adam = Adam(rate, hidden)
+        self.losses, self.steps = [0.0] * len(groups), [0] * len(groups)
+        self.parts = parts_of(model, layer, groups, s.kl)
+
+    def run(self) -> None:
+        """Optimise until every subject is done or the steps are used up; the last step only measures."""
+        live = torch.ones(len(self.change), dtype=torch.bool, device=self.change.device)
+        parts = self.parts
+        for step in range(1, self.s.steps + 1):
+            losses, gradient = self._measure(parts, live)
+            for i in torch.nonzero(live).flatten().tolist():
+                self.losses[i], self.steps[i] = losses[i], step
+            still = live & torch.tensor([loss >= DONE for loss in losses], device=live.device)
+            if step == self.s.steps or not bool(still.any()):
+                return
+            if bool((still != live).any()):
+                live = still
+                parts = [p for p in (part.of(live) for part in self.parts) if p is not None]
+            self._step(step, gradient, live)
+
+    def _measure(self, parts: list[Part], live: Tensor) -> tuple[list[float], Tensor]:
+        """Loss and gradient per subject; zero for those that are done."""
+        change = self.change.clone().requires_grad_(True)
+        ratio = change.square().sum(1) / self.size.square()
+        losses = torch.where(live, self.s.weight_decay * ratio, 0.0)
+        losses.sum().backward()
+        total = losses.detach()
+        for part in parts:
+            rows = torch.arange(len(part.owner), device=change.device)
+            states = part.states.index_put((rows, part.batch.at), change[part.owner], accumulate=True)
+            losses = lost(self.model, self.layer, part, states)
+            losses.sum().backward()
+            total = total.index_add(0, part.owner[part.batch.rows], losses.detach())
+        assert change.grad is not None
+        return total.tolist(), change.grad
+
+    def _step(self, step: int, gradient: Tensor, live: Tensor) -> None:
+        change = self.change - self.adam.move(step, gradient)
+        self.change = torch.where(live[:, None], clamped(change, self.s.clamp * self.size), self.change)
+
+
+class Adam:
+    """Moments of Adam; plain, so that a subject's numbers do not depend on who else is in the batch."""
+
+    def __init__(self, rate: float, like: Tensor) -> None:
+        self.rate, self.mean, self.square = rate, torch.zeros_like(like), torch.zeros_like(like)
+
+    def move(self, step: int, gradient: Tensor) -> Tensor:
+        """What is to be subtracted in step 1, 2, ..."""
+        first, second = BETAS
+        self.mean = first * self.mean + (1 - first) * gradient
+        self.square = second * self.square + (1 - second) * gradient.square()
+        return self.rate * (self.mean / (1 - first**step)) / ((self.square / (1 - second**step)).sqrt() + EPSILON)
+
+
+def clamped(change: Tensor, radius: Tensor) -> Tensor:
+    """Each row of change [u, d1] shortened to its radius [u] where it is longer."""
+    return change * (radius / change.norm(dim=1).clamp_min(1e-30)).clamp_max(1.0)[:, None]
+
+
+def _alike(rows: list[tuple[Row, float, int]]) -> list[list[tuple[Row, float, int]]]:
+    """The rows in parts that are padded little: split where the padding of one part would cost more than WASTE."""
+    if not rows:
+        return []
+    ordered = sorted(rows, key=lambda r: len(r[0].ids))
+    real = sum(len(r[0].ids) for r in ordered)
+    if len(ordered) < 8 or len(ordered) * len(ordered[-1][0].ids) <= WASTE * real:
+        return [ordered]
+    middle = len(ordered) // 2
+    return [ordered[:middle], ordered[middle:]]
+
+
+def keys_of(model: Editable, layer: int, groups: Sequence[Group]) -> Tensor:
+    """K [d0, u] float64: each subject's key at `layer`, averaged over its contexts with their weights."""
+    rows = [row for group in groups for row, _ in group.keys]
+    owner = torch.tensor([i for i, group in enumerate(groups) for _ in group.keys], device=model.device)
+    weight = torch.tensor([w for group in groups for _, w in group.keys], dtype=torch.float64, device=model.device)
+    seen = observe(model, rows, keys=(layer,)).keys[layer].double() * weight[:, None]
+    return torch.zeros(len(groups), seen.shape[1], dtype=torch.float64, device=seen.device).index_add_(0, owner, seen).T.contiguous()
