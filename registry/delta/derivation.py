@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -175,13 +175,14 @@ class Coded:
 
 
 def encode(
-    recipe: Recipe, factors: Sequence[Tensor], places: tuple[int, ...], word: str, shape: tuple[int, ...], data: Buffer,
+    recipe: Recipe, factors: Sequence[Tensor], head: Head, word: str, shape: tuple[int, ...], data: Buffer,
     sources: tuple[str, ...], read: ReadSource,
 ) -> Coded | None:  # fmt: skip
     """Code a tensor's bytes as the function of its sources that the recipe tells, and what that leaves; proven to decode.
 
-    None when it is not worth it: a tensor of one value or of a few bytes, or factors of a rank beyond the sides of the matrix. Raises
-    HashMismatch if what was coded does not decode (a defect, or broken memory).
+    `recipe` and `sources` (their types) are in the order of the function, `head` is that of a payload without a residual. None when it is
+    not worth it: a tensor of one value or of a few bytes, or factors of a rank beyond the sides of the matrix. Raises HashMismatch if what
+    was coded does not decode (a defect, or broken memory).
     """
     raw = as_bytes(data)
     if len(raw) < SMALLEST or encode_constant(borrow(raw, dtype_of(word))) is not None:
@@ -192,10 +193,10 @@ def encode(
     formula, _ = parse_formula(recipe, word, shape, sources, memoryview(told))  # what a reader will see, not what was given
     blocks = list(_residuals(formula, raw, read))
     if all(equal for equal, *_ in blocks):
-        return Coded(write_head(Head(None, places)) + told, False, True)
+        return Coded(write_head(head) + told, False, True)
     blocked = len(blocks) > 1
     table = write_table([(codec, size, len(stored)) for _, codec, size, stored in blocks]) if blocked else b""
-    head, residual = Head(0 if blocked else blocks[0][1], places), b"".join([table, *(stored for *_, stored in blocks)])
+    head, residual = replace(head, residual=0 if blocked else blocks[0][1]), b"".join([table, *(stored for *_, stored in blocks)])
     _prove(formula, head, blocked, memoryview(residual), raw, read)
     return Coded(write_head(head) + told + residual, blocked, False)
 

@@ -2,8 +2,9 @@
 
 A recipe is a small object that the derived tensors of a commit share: function, numbers, and for each source a snapshot or one tensor.
     mlc.recipe.v1 · {"function": ..., "numbers": [...], "sources": [{"snapshot": id} | {"tensor": digest}, ...]}
+Tensors that sum the same in different orders share it.
 The payload of a tensor says where in those snapshots its sources stand: most often one place for all, two or three bytes in the whole.
-    form (1 byte) · codec of the residual (1 byte, where there is one) · places · factors (rank1) · residual
+    form (1 byte) · codec of the residual (1 byte, where there is one) · order (where it is another) · places · factors (rank1) · residual
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from typing import Any
 from ..errors import CorruptRecord
 from ..ids import Digest, is_digest
 from ..records import canonical
-from .derived import misfit
+from .derived import RANK1, TASK, misfit
 
 DOMAIN = b"mlc.recipe.v1\n"
 MOST_BYTES = 1 << 20  # of a recipe: thousands of sources
-RESIDUAL, ALIKE = 1, 2  # bits of the form: there is a residual; all places are one
+RESIDUAL, ALIKE, ORDERED = 1, 2, 4  # bits of the form: there is a residual; all places are one; the sum is taken in another order
 FACTOR = struct.Struct("<BQ")  # codec, stored bytes
 
 
@@ -45,6 +46,24 @@ class Recipe:
     def snapshots(self) -> tuple[Digest, ...]:
         """Those of the sources that are snapshots, in order: each takes a place from the payload."""
         return tuple(source.digest for source in self.sources if source.kind == "snapshot")
+
+    @property
+    def summed(self) -> int:
+        """How many of the sources are summed: all of `linear`, all but the base of `task`, none of `rank1`."""
+        return 0 if self.function == RANK1 else len(self.sources) - (self.function == TASK)
+
+    def ordered(self, order: Sequence[int] | None) -> Recipe:
+        """The same function with what is summed in another order: the k-th is the one that was number `order[k]`."""
+        if order is None:
+            return self
+        first, last = len(self.sources) - self.summed, self.summed
+        sources = (*self.sources[:first], *(self.sources[first + index] for index in order))
+        return Recipe(self.function, (*(self.numbers[index] for index in order), *self.numbers[last:]), sources)
+
+    def sorting(self) -> tuple[int, ...]:
+        """What is summed by source, then by weight: the same for all orders of the same."""
+        told = self.sources[len(self.sources) - self.summed :]
+        return tuple(sorted(range(self.summed), key=lambda i: (told[i].kind, told[i].digest, self.numbers[i])))
 
     def encode(self) -> bytes:
         """The bytes of the object."""
@@ -74,7 +93,7 @@ def parse_recipe(data: bytes) -> Recipe:
 
 
 def _source(entry: Any) -> Source:
-    ((kind, digest),) = entry.items() if isinstance(entry, dict) else ()
+    ((kind, digest),) = dict(entry).items()
     if kind not in ("snapshot", "tensor") or not isinstance(digest, str) or not is_digest(digest):
         raise ValueError
     return Source(kind, Digest(digest))
@@ -85,33 +104,56 @@ def _source(entry: Any) -> Source:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What stands before the factors: the codec of the residual (None when there is none) and a place per snapshot of the recipe."""
+    """What stands before the factors.
+
+    The codec of the residual (None when there is none), a place per snapshot of the recipe, and the order in which its sources are summed
+    (None: as they stand there).
+    """
 
     residual: int | None
     places: tuple[int, ...]
+    order: tuple[int, ...] | None = None
 
 
 def write_head(head: Head) -> bytes:
     """The head's bytes."""
     alike = len(head.places) > 1 and len(set(head.places)) == 1
-    form = (RESIDUAL if head.residual is not None else 0) | (ALIKE if alike else 0)
+    form = (RESIDUAL if head.residual is not None else 0) | (ALIKE if alike else 0) | (ORDERED if head.order is not None else 0)
     coded = [bytes([form]) if head.residual is None else bytes([form, head.residual])]
+    coded += map(_varint, (head.order or ())[:-1])  # the last is the one that is left
     return b"".join([*coded, *map(_varint, head.places[:1] if alike else head.places)])
 
 
-def read_head(payload: memoryview, snapshots: int) -> tuple[Head, memoryview]:
-    """The head of a payload whose recipe has so many snapshots, and what follows it. Raises CorruptRecord."""
+def read_head(payload: memoryview, snapshots: int, summed: int) -> tuple[Head, memoryview]:
+    """The head of a payload whose recipe has so many snapshots and sums so many sources, and what follows it. Raises CorruptRecord."""
     form, rest = (payload[0], payload[1:]) if len(payload) else (~0, payload)
-    if form & ~(RESIDUAL | ALIKE) or (form & RESIDUAL and not len(rest)) or (form & ALIKE and snapshots < 2):
+    impossible = form & ~(RESIDUAL | ALIKE | ORDERED) or (form & RESIDUAL and not len(rest))
+    if impossible or (form & ALIKE and snapshots < 2) or (form & ORDERED and summed < 2):
         raise CorruptRecord("a derived tensor has a head that cannot be")
     residual = None
     if form & RESIDUAL:
         residual, rest = rest[0], rest[1:]
-    places = []
-    for _ in range(1 if form & ALIKE else snapshots):
-        place, rest = _read_varint(rest)
-        places.append(place)
-    return Head(residual, tuple(places * snapshots if form & ALIKE else places)), rest
+    order = None
+    if form & ORDERED:
+        order, rest = _read_order(rest, summed)
+    places, rest = _read_varints(rest, 1 if form & ALIKE else snapshots)
+    return Head(residual, tuple(places * snapshots if form & ALIKE else places), order), rest
+
+
+def _read_order(data: memoryview, summed: int) -> tuple[tuple[int, ...], memoryview]:
+    order, data = _read_varints(data, summed - 1)
+    left = set(range(summed)) - set(order)
+    if len(left) != 1 or max(order) >= summed:
+        raise CorruptRecord("a derived tensor sums its sources in an order that cannot be")
+    return (*order, left.pop()), data
+
+
+def _read_varints(data: memoryview, count: int) -> tuple[list[int], memoryview]:
+    numbers = []
+    for _ in range(count):
+        number, data = _read_varint(data)
+        numbers.append(number)
+    return numbers, data
 
 
 def _varint(number: int) -> bytes:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..delta import MAX_DEPTH
 from ..delta.dtypes import item_size
-from ..delta.recipes import Recipe, Source
+from ..delta.recipes import Head, Recipe, Source
 from ..errors import IntegrityError
 from ..ids import Digest, blob_digest, is_digest, tensor_hasher
 from . import chain, sources
@@ -48,16 +48,17 @@ def make(pack: PackWriter, dtype: str, shape: tuple[int, ...], data: memoryview,
         if sources.unfit(derived.function, dtype, shape, infos) or not _near(pack, infos, derived):
             return None
         recipe, places = _recipe(pack, derived, locate)
+        stored, head = _shared(pack, recipe, places)
         reader = _Verified(pack, infos)
         from ..delta import derivation
 
         words = tuple(info.dtype for info in infos)
-        coded = derivation.encode(recipe, derived.factors, places, dtype, shape, data, words, reader.read)
+        coded = derivation.encode(recipe, derived.factors, head, dtype, shape, data, words, reader.read)
     except IntegrityError:  # a source that cannot be read is none; fsck will name it
         return None
     if coded is None or not reader.verified():
         return None
-    told = recipe.encode()
+    told = stored.encode()
     size = len(coded.payload) + (0 if pack.has(blob_digest(told)) else len(told))
     depth, below = 1 + max(info.depth for info in infos), sum(info.path_size for info in infos)
     return Made(told, coded.payload, coded.blocked, coded.exactly, depth, below, size)
@@ -70,17 +71,29 @@ def _near(pack: PackWriter, infos: tuple[ObjectInfo, ...], derived: Derived) -> 
     return max(info.depth for info in infos) < MAX_DEPTH and below <= MAX_WORK and rank // sources.RANKS <= sources.MAX_WORK_READ // 2
 
 
-def _recipe(pack: PackWriter, derived: Derived, locate: Locate | None) -> tuple[Recipe, tuple[int, ...]]:
-    """The recipe, and the place of each source that it finds in a snapshot."""
+def _recipe(pack: PackWriter, derived: Derived, locate: Locate | None) -> tuple[Recipe, list[int | None]]:
+    """The recipe in the order of the function, and for each source its place in the snapshot that names it (None: it is named itself)."""
     named, places = [], []
     for digest in map(Digest, derived.sources):
         found = locate(digest) if locate is not None else None
         if found is None or pack.shelf.table(pack, found[0])[found[1]] != digest:
             named.append(Source("tensor", digest))
+            places.append(None)
         else:
             named.append(Source("snapshot", found[0]))
             places.append(found[1])
-    return Recipe(derived.function, tuple(map(float, derived.numbers)), tuple(named)), tuple(places)
+    return Recipe(derived.function, tuple(map(float, derived.numbers)), tuple(named)), places
+
+
+def _shared(pack: PackWriter, recipe: Recipe, places: list[int | None]) -> tuple[Recipe, Head]:
+    """The recipe as tensors of this pack that sum the same in another order share it, and the head that leads back from there."""
+    mine, first = recipe.sorting(), len(places) - recipe.summed
+    stored = pack.recipes.setdefault(recipe.ordered(mine), recipe)  # in the order that came first, which costs nothing
+    theirs = stored.sorting()
+    order = tuple(theirs[mine.index(index)] for index in range(len(mine)))
+    placed = [*places[:first], *(places[first + mine[theirs.index(index)]] for index in range(len(mine)))]
+    known = None if order == tuple(range(len(order))) else order
+    return stored, Head(None, tuple(place for place in placed if place is not None), known)
 
 
 class _Verified:

@@ -60,7 +60,7 @@ class Shelf:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """A derived tensor taken apart: recipe, sources in the order of the function, and what follows the head in its payload."""
+    """A derived tensor taken apart: recipe and sources in the order of the function, and what follows the head in its payload."""
 
     recipe: Recipe
     sources: tuple[ObjectInfo, ...]
@@ -78,13 +78,15 @@ def taken_apart(reader: Reader, info: ObjectInfo) -> Parts:
     if info.base is None or info.kind != "tensor":
         raise CorruptRecord(f"object {info.digest} is derived from nothing")
     recipe = reader.shelf.recipe(reader, info.base)
-    head, body = read_head(reader.stored(info), len(recipe.snapshots))
+    head, body = read_head(reader.stored(info), len(recipe.snapshots), recipe.summed)
     places = iter(head.places)
     digests = [_at(reader, s.digest, next(places)) if s.kind == "snapshot" else s.digest for s in recipe.sources]
-    sources = tuple(reader.info(digest) for digest in digests)
+    first = len(digests) - recipe.summed
+    told = digests if head.order is None else [*digests[:first], *(digests[first + index] for index in head.order)]
+    sources = tuple(reader.info(digest) for digest in told)
     if (fault := unfit(recipe.function, info.dtype, info.shape, sources)) is not None:
         raise CorruptRecord(f"object {info.digest} cannot be derived: {fault}", hint="mlc fsck")
-    return Parts(recipe, sources, head, body)
+    return Parts(recipe.ordered(head.order), sources, head, body)
 
 
 def unfit(function: str, dtype: str, shape: tuple[int, ...], sources: tuple[ObjectInfo, ...]) -> str | None:

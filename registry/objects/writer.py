@@ -21,6 +21,7 @@ from .layout import ALIGN, PACK_HEADER, ObjectInfo
 if TYPE_CHECKING:
     from ..delta.chooser import Encoded
     from ..delta.derived import Derived
+    from ..delta.recipes import Recipe
     from .making import Locate, Made
     from .store import ObjectStore
 
@@ -43,6 +44,7 @@ class PackWriter:
         self._end = 0  # offset of the next byte, the buffer included
         self._hash = blake3()
         self._infos: dict[Digest, ObjectInfo] = {}
+        self.recipes: dict[Recipe, Recipe] = {}  # of derived tensors: sorted, and as it is stored
 
     # --- what may be put -------------------------------------------------------------------------------------
 
@@ -153,6 +155,7 @@ class PackWriter:
                 os.close(file)
         self._file = self._again = None
         self._buffer, self._end, self._hash, self._infos = bytearray(), 0, blake3(), {}
+        self.recipes = {}
         self._path = self._path.with_name(f"pack-{secrets.token_hex(8)}.tmp")
 
     # --- choosing a base -------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlc.kernels import exact
+from mlc.kernels import exact, merge
 from mlc.registry.delta import alone, blocks, derivation, recipes
 from mlc.registry.delta.derivation import decode, encode, parse_formula
 from mlc.registry.delta.derived import LARGEST, Derived, derive
@@ -52,11 +52,11 @@ def case(function: str, dtype: torch.dtype, shape: tuple[int, ...], kinds: tuple
     return derived, sources, derive(derived, lambda name, rows: tensors[name][rows], dtype, shape)
 
 
-def coded(derived: Derived, sources: list[torch.Tensor], target: torch.Tensor, places: tuple[int, ...] = ()):
+def coded(derived: Derived, sources: list[torch.Tensor], target: torch.Tensor, head: Head = Head(None, ())):  # noqa: B008 - frozen
     recipe = Recipe(derived.function, derived.numbers, tuple(Source("tensor", Digest(d)) for d in derived.sources))
     words = tuple(WORDS[x.dtype] for x in sources)
     shape = tuple(target.shape)
-    return recipe, encode(recipe, derived.factors, places, WORDS[target.dtype], shape, raw(target), words, reading(sources))
+    return recipe, encode(recipe, derived.factors, head, WORDS[target.dtype], shape, raw(target), words, reading(sources))
 
 
 def reading(sources: list[torch.Tensor], asked: list | None = None):
@@ -69,7 +69,7 @@ def reading(sources: list[torch.Tensor], asked: list | None = None):
 
 
 def back(recipe: Recipe, payload: bytes, blocked: bool, sources: list[torch.Tensor], target: torch.Tensor, wanted: slice, asked=None):
-    head, body = read_head(memoryview(payload), len(recipe.snapshots))
+    head, body = read_head(memoryview(payload), len(recipe.snapshots), recipe.summed)
     words = tuple(WORDS[x.dtype] for x in sources)
     formula, residual = parse_formula(recipe, WORDS[target.dtype], tuple(target.shape), words, body)
     return decode(formula, head.residual, blocked, residual, wanted, reading(sources, asked)).tobytes()
@@ -117,6 +117,18 @@ def test_the_sums_are_those_of_the_page():
         tensors = {digest(i): x for i, x in enumerate((a, b, c))}
         found = derive(Derived(name, tuple(tensors), told), lambda d, rows, t=tensors: t[d][rows], torch.bfloat16, (41, 7))
         assert raw(found) == raw(exact.round_to(expected, torch.bfloat16))
+
+
+@pytest.mark.parametrize("dtype", list(WORDS), ids=str)
+def test_the_kernels_of_merging_give_what_storage_derives(dtype):
+    x = [odd(53, 11, seed=i, dtype=dtype) for i in range(3)]
+    sums = exact.weighted_sum(x, (0.3, -0.6, 1.1), dtype, 0.8), merge.weighted_sum(*x, weights=(0.3, -0.6, 1.1), total=0.8)
+    tasks = (
+        exact.task_sum(x[0], x[1:], (0.3, 0.6), 0.7, dtype, 0.9),
+        merge.task_sum(x[0], *x[1:], weights=(0.3, 0.6), factor=0.7, total=0.9),
+    )
+    for mine, theirs in (sums, tasks):
+        assert raw(mine) == raw(theirs)
 
 
 def test_a_sum_of_a_tensor_with_itself_is_that_tensor_even_where_it_is_minus_zero():
@@ -298,27 +310,41 @@ def test_recipes_that_cannot_be_are_corrupt(body):
         parse_recipe(body.encode())
 
 
-@given(st.lists(st.integers(0, (1 << 28) - 1), max_size=12), st.none() | st.integers(0, 255))
-def test_heads_survive(places, residual):
-    head = Head(residual, tuple(places))
-    found, rest = read_head(memoryview(write_head(head) + b"rest"), len(places))
+@given(st.lists(st.integers(0, (1 << 28) - 1), max_size=12), st.none() | st.integers(0, 255), st.none() | st.permutations(range(9)))
+def test_heads_survive(places, residual, order):
+    head = Head(residual, tuple(places), None if order is None else tuple(order))
+    found, rest = read_head(memoryview(write_head(head) + b"rest"), len(places), 9)
     assert (found, bytes(rest)) == (head, b"rest")
+
+
+@given(st.permutations(range(6)), st.sampled_from(["linear", "task"]))
+def test_what_is_summed_in_any_order_is_one_recipe(order, function):
+    base = [Source("snapshot", digest(99))] if function == "task" else []
+    told = [Source("snapshot" if i % 2 else "tensor", digest(i // 2)) for i in range(6)]
+    numbers = [0.5, 0.25, -1.0, 0.125, 0.5, 2.0]
+    recipe = Recipe(function, (*numbers, 0.75), (*base, *told))
+    other = Recipe(function, (*(numbers[i] for i in order), 0.75), (*base, *(told[i] for i in order)))
+    stored = other.ordered(other.sorting())
+    assert stored == recipe.ordered(recipe.sorting())
+    assert stored.ordered([other.sorting().index(i) for i in range(6)]) == other
 
 
 def test_sources_at_one_place_take_one_number():
     assert write_head(Head(None, (5, 5, 5))) == bytes([2, 5])
     assert write_head(Head(None, (289, 289))) == bytes([2, 0xA1, 2])
     assert write_head(Head(4, (1, 300))) == bytes([1, 4, 1, 0xAC, 2])
+    assert write_head(Head(None, (5, 5), (1, 0))) == bytes([6, 1, 5])
 
 
 @settings(max_examples=200)
-@given(st.binary(max_size=12), st.integers(0, 4))
-def test_any_head_is_read_or_refused(data, snapshots):
+@given(st.binary(max_size=12), st.integers(0, 4), st.integers(0, 4))
+def test_any_head_is_read_or_refused(data, snapshots, summed):
     try:
-        head, rest = read_head(memoryview(data), snapshots)
+        head, rest = read_head(memoryview(data), snapshots, summed)
     except CorruptRecord:
         return
     assert len(head.places) == snapshots
+    assert head.order is None or sorted(head.order) == list(range(summed))
     assert len(rest) < len(data)
 
 

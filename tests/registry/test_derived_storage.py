@@ -87,6 +87,20 @@ def test_an_edit_of_100_facts_costs_at_most_its_fp32_factors(repo, tmp_path, dty
     assert same(repo, edited, tensors_of(changes))
 
 
+def test_tensors_that_sum_the_same_models_in_other_orders_share_their_recipe(repo, tmp_path):
+    parents = [imported(repo, tmp_path / str(i), model(24, (16, 8), i), f"m{i}") for i in range(6)]
+    weight = dict(zip(parents, (0.1, 0.2, 0.3, 0.4, 0.5, 0.6), strict=True))
+    changes = []
+    for step, name in enumerate(repo.view(parents[0]).names()):
+        turned = [*parents[step % 6 :], *parents[: step % 6]]
+        changes += [c for c in made(repo, "linear", tuple(weight[p] for p in turned), *turned) if c.name == name]
+    merged, deltas = changed(repo, parents[0], changes, "merged")
+    assert {d.codec for d in deltas} == {"derived"}
+    assert len(recipes(repo)) == 1
+    assert max(d.bytes_stored for d in deltas) <= 7  # form, five of six numbers, a place
+    assert same(repo, merged, tensors_of(changes))
+
+
 def test_du_and_the_delta_records_say_derived(repo, two):
     _, deltas = changed(repo, two[0], made(repo, "linear", (0.5, 0.5), *two), "merged")
     assert {row.key: row.objects for row in du(repo, "codec").by}["derived"] == 4
