@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..context import Session
@@ -18,6 +18,7 @@ ROWS = {
     "mia_auc": "membership AUC",
     "mia_auc_loss": "membership AUC (loss)",
 }
+MOST = 12  # trials shown to people
 ALONE = {"strength": "strength", "relearn_after": "forget set right after relearning", "forget_int8": "after rounding to 8 bits"}
 
 
@@ -42,16 +43,45 @@ def measured_lines(check: Mapping[str, Any], paint: Paint) -> list[str]:
     return lines
 
 
-def render_search(session: Session, log: Any) -> None:
-    """The trials of a search as one compact table; nothing when there was none."""
-    if not isinstance(log, list | tuple) or not log or not all(isinstance(entry, Mapping) for entry in log):
+def render_search(session: Session, found: Any) -> None:
+    """What a search for the strength tried, one row for each trial, and why it chose; nothing when there was none."""
+    rows = trials(found)
+    if not rows:
         return
     from .console import print_table
 
-    columns = list(dict.fromkeys(key for entry in log for key in entry))
-    rows = [[_number(entry.get(column)) for column in columns] for entry in log]
-    session.line(session.paint.dim(f"  {text.count(len(log), 'trial')} to find the strength:"))
-    print_table(session.console(), [c.replace("_", " ") for c in columns], rows)
+    shown = sorted(sorted(range(len(rows)), key=lambda n: (_forgot(rows[n]), n))[:MOST])  # those that forgot most, in order
+    some = f", the {MOST} that forgot most shown (--json has all)" if len(rows) > MOST else ""
+    session.line(session.paint.dim(f"  {text.count(len(rows), 'trial')} to find the strength{some}:"))
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    print_table(session.console(), columns, [[_number(rows[n].get(column)) for column in columns] for n in shown])
+    if isinstance(found, Mapping) and found.get("why"):
+        session.line(f"  {text.sentence(text.printable(str(found['why'])))}")
+
+
+def trials(found: Any) -> list[dict[str, Any]]:
+    """The trials in the record of a search as flat rows: a list of them, attempts with their last look, or logs by tensor or damping."""
+    if isinstance(found, Mapping):
+        if "attempts" in found:
+            return [_attempt(entry, found.get("columns", ()), n == found.get("chosen")) for n, entry in enumerate(found["attempts"])]
+        found = [{**_plain(group), **entry} for group in found.get("tries") or found.get("tensors") or () for entry in group.get("log", ())]
+    return [_plain(entry) for entry in found if isinstance(entry, Mapping)] if isinstance(found, list | tuple) else []
+
+
+def _forgot(row: Mapping[str, Any]) -> float:
+    value = row.get("forget", row.get("forget recall"))
+    return float(value) if isinstance(value, int | float) else 0.0
+
+
+def _attempt(entry: Mapping[str, Any], columns: Iterable[str], chosen: bool) -> dict[str, Any]:
+    looks = entry.get("looks") or [()]
+    last = {name: value for name, value in zip(columns, looks[-1], strict=False) if name != "step"}
+    return {**_plain(entry), **last, "chosen": chosen}
+
+
+def _plain(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what has no place in a cell."""
+    return {key: value for key, value in entry.items() if not isinstance(value, list | tuple | Mapping) and key != "monotone"}
 
 
 def _words(key: str) -> str:

@@ -171,16 +171,45 @@ def test_an_update_has_no_evidence_of_unlearning(ready):
     assert not Path("evidence").exists()
 
 
-def test_the_trials_of_a_search_are_one_small_table(capsys):
+TRIED = {"strength": 0.5, "forget": 0.25, "retain": None, "kept": False}
+LOOKS = {"columns": ["step", "forget recall"], "attempts": [{"lr": 0.01, "forgot": True, "looks": [[1, 1.0], [9, 0.25]]}], "chosen": 0}
+
+
+@pytest.mark.parametrize(
+    ("found", "rows"),
+    [
+        (LOOKS, [{"lr": 0.01, "forgot": True, "forget recall": 0.25, "chosen": True}]),
+        ({"tries": [{"damping": 1.0, "monotone": True, "log": [TRIED]}]}, [{"damping": 1.0, **TRIED}]),
+        ({"reached": True, "tensors": [{"tensor": "a.weight", "log": [TRIED, TRIED]}]}, [{"tensor": "a.weight", **TRIED}] * 2),
+        ([TRIED], [TRIED]),
+        (None, []),
+        ({"reached": False}, []),
+        (["not rows"], []),
+    ],
+    ids=["trained", "dampened", "one tensor", "plain", "none", "empty", "other"],
+)
+def test_what_a_search_tried_is_told_row_by_row(found, rows):
+    from mlc.cli.render.evidence import trials
+
+    assert trials(found) == rows
+
+
+def test_the_trials_of_a_search_are_one_small_table_and_a_reason(capsys):
     from mlc.cli.context import Globals, Session
     from mlc.cli.render.evidence import render_search
 
-    session = Session(Globals(no_color=True))
-    render_search(session, [{"strength": 0.5, "forget": 0.25, "retain": None, "ok": False}, {"strength": 1.0, "forget": 0.0, "ok": True}])
+    render_search(Session(Globals(no_color=True)), {**LOOKS, "why": "the only run"})
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()]
-    assert lines[0] == ["2", "trials", "to", "find", "the", "strength:"]
-    assert lines[1] == ["strength", "forget", "retain", "ok"]
-    assert lines[-1] == ["1.0", "0.0", "-", "yes"]
-    render_search(session, None)
-    render_search(session, ["not rows"])
-    assert capsys.readouterr().out == ""
+    assert lines[0] == ["1", "trial", "to", "find", "the", "strength:"]
+    assert lines[1] == ["lr", "forgot", "forget", "recall", "chosen"]
+    assert lines[-2:] == [["0.01", "yes", "0.25", "yes"], ["the", "only", "run."]]
+
+
+def test_of_many_trials_those_that_forgot_most_are_shown(capsys):
+    from mlc.cli.context import Globals, Session
+    from mlc.cli.render.evidence import render_search
+
+    render_search(Session(Globals(no_color=True)), [{"strength": n, "forget": n / 45} for n in range(45)])
+    lines = capsys.readouterr().out.splitlines()
+    assert "45 trials to find the strength, the 12 that forgot most shown" in lines[0]
+    assert [line.split()[0] for line in lines[3:] if line.strip()] == [str(n) for n in range(12)]
