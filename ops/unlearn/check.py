@@ -15,10 +15,10 @@ from torch import nn
 from ...registry.records import canonical
 from ..base import Check, Run
 from ..engine.local import threads
+from .choosing import by_digest
 from .context import Context, Part, pick
 from .findings import findings
 from .session import prepare, working
-from .strength import by_digest
 from .task import Measured
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ class Stand:
         self.forget = ctx.measure(ctx.forget, module)
         self.retain = ctx.measure(kept, module) if kept is not None else None
         self.pairs = kept is not None and any(kept.rows.pairs)
+        self.mixed = len(set(ctx.forget.rows.pairs)) > 1
 
     def values(self, when: str) -> dict[str, Json]:
         """Flat, by name and time."""
@@ -63,6 +64,8 @@ class Stand:
             "forget_probability": self.forget.probability,
             "forget_loss": self.forget.loss,
         }
+        if self.mixed:  # the other three speak of pairs
+            found["forget_text_loss"] = self.forget.text_loss
         if self.retain is not None:
             if self.pairs:
                 found |= {"retain": self.retain.accuracy, "retain_probability": self.retain.probability, "retain_loss": self.retain.loss}

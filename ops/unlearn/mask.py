@@ -2,8 +2,9 @@
 
     s = |(theta - g_r / gamma) g_f|,  the global top floor(keep_ratio N) may move
 
-g_f and g_r are the mean over records of the gradient of the mean NLL, in fp32, over all parameters (tied ones once). gamma defaults to
-median|g_r| / median|theta|, which balances the two terms; the reference's 1e-6 in effect ranks by |g_r g_f|. The mask is an artifact.
+g_f and g_r are the mean over rows of the gradient of the mean NLL, in fp32, over all parameters (tied ones once); g_r over as many retain
+rows as there are forget rows (at least LEAST), chosen by digest, as the authors' paired loader does. gamma defaults to median|g_r| /
+median|theta|, which balances the two terms; the reference's 1e-6 in effect ranks by |g_r g_f|. The mask is an artifact.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,6 +22,7 @@ from ...kernels.select import top_k_masks
 from ...registry.errors import CheckFailed
 from ...registry.ids import record_digest
 from ...registry.records import canonical
+from .choosing import by_digest
 from .importance import mean_gradient
 from .task import batches
 
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from .context import Context, Part
 
 KIND = "mask"
+LEAST = 512  # retain rows, where there are so many
 SAMPLED = 1 << 20  # elements that a median is taken over, evenly spaced
 
 
@@ -53,7 +57,9 @@ def _computed(ctx: Context) -> bytes:
         scores = {n: torch.rand(p.shape, generator=generator) for n, p in parameters.items()}
     else:
         assert ctx.retain is not None
-        forget, retain = (_gradient(ctx, part, set(parameters)) for part in (ctx.forget, ctx.retain))
+        paired = by_digest(ctx.retain, list(ctx.retain.everything))[: max(LEAST, len(ctx.forget.rows))]
+        forget = _gradient(ctx, ctx.forget, ctx.forget.everything, set(parameters))
+        retain = _gradient(ctx, ctx.retain, paired, set(parameters))
         gamma = ctx.op.gamma if ctx.op.gamma is not None else balanced(parameters, retain)
         facts.update(gamma=gamma, term_ratio=_ratio(parameters, retain, gamma))
         scores = {n: score(p, forget[n], retain[n], gamma) for n, p in parameters.items()}
@@ -74,12 +80,12 @@ def balanced(parameters: dict[str, Tensor], retain: dict[str, Tensor]) -> float:
     return over / under if over > 0 and under > 0 else 1.0
 
 
-def _gradient(ctx: Context, part: Part, names: set[str]) -> dict[str, Tensor]:
-    total = len(part.rows)
+def _gradient(ctx: Context, part: Part, chosen: Sequence[int], names: set[str]) -> dict[str, Tensor]:
+    total = len(chosen)
     return mean_gradient(
         ctx.module,
         lambda chosen: ctx.task.losses(ctx.module, part.rows, chosen),
-        batches(part.rows, part.everything),
+        batches(part.rows, chosen),
         names=names,
         progress=lambda done: ctx.run.progress(f"gradient of the {part.items.role} set", done, total),
     )

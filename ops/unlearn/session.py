@@ -34,18 +34,18 @@ def apply(op: Unlearn, view: ModelView, run: Run) -> Iterator[Change]:
         run.note(f"{what}: what was lost elsewhere is not measured")
     with threads(run.threads):
         values = import_module(f".{op.method}", __package__).apply(ctx)
-        changed = list(changes(ctx, values))
-    if not changed:
-        count = sum(p.numel() for p in ctx.parameters.values())
-        raise CheckFailed(
-            f"selected 0 of {count:,} weights: nothing would change", hint="another --strength, or --method dense --objective npo"
-        )
-    ctx.facts.setdefault("weights", sum(p.numel() for p in ctx.parameters.values()))
-    ctx.facts.setdefault("selected", ctx.facts["weights"])
-    ctx.facts.setdefault("selected_fraction", ctx.facts["selected"] / ctx.facts["weights"])
+    weights = ctx.facts.setdefault("weights", sum(p.numel() for p in ctx.parameters.values()))
+    selected = ctx.facts.setdefault("selected", sum(value.numel() for value in values.values()))
+    ctx.facts.setdefault("selected_fraction", selected / weights)
     for key, value in ctx.facts.items():
         run.record(key, value)
-    yield from changed
+    changed = 0
+    for change in changes(ctx, values):
+        changed += 1
+        yield change
+    if not changed:
+        hint = "another --strength, or --method dense --objective npo"
+        raise CheckFailed(f"selected 0 of {weights:,} weights: nothing would change", hint=hint)
 
 
 # --- what a method is given ------------------------------------------------------------------------------

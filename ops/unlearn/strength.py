@@ -14,21 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ...registry.ids import blob_digest
+from .choosing import STEERED, by_digest, spared
 from .draws import FORGET, Draws
 from .goal import Goal, goal_of
 
 if TYPE_CHECKING:
     from ...registry.records import Json
     from ..base import Run
-    from .context import Context, Part
+    from .context import Context
     from .dense import Trainer
 
 LOOK = 25  # steps between two looks
 ATTEMPTS = 4
-STEERED = 256  # rows of either set
-SPARED = 8  # one retain row in so many is held out
-LEAST = 16  # held-out retain pairs below which all retain rows steer instead
 MARGIN = 0.5  # of what the limit allows to lose: the search stays well inside it, because it measures a sample
 TEXT_GROWTH = 1.03  # of the perplexity of plain text
 
@@ -195,31 +192,3 @@ class Attempt:
             return None
         self._watch.looks = [Look(*values) for values in state[2]["looks"]]
         return state
-
-
-# --- rows that steer -------------------------------------------------------------------------------------
-
-
-def spared(ctx: Context) -> list[int]:
-    """Retain rows that are measured and never trained on: one in SPARED of either kind, by digest; none where that is too few."""
-    if ctx.retain is None:
-        return []
-    found: list[int] = []
-    for pairs, least in ((True, LEAST), (False, 1)):
-        rows = ctx.retain.rows.of(pairs=pairs)
-        count = min(STEERED if pairs else STEERED // 8, len(rows) // SPARED)
-        if count >= least:
-            found += by_digest(ctx.retain, rows)[:count]
-    return found
-
-
-def by_digest(part: Part, rows: list[int]) -> list[int]:
-    """Rows in the order of their digests: the same choice whatever the order of the file."""
-    first = {owner: number for number, owner in reversed(list(enumerate(part.rows.owner)))}
-
-    def key(row: int) -> tuple[str, int]:
-        owner = part.rows.owner[row]
-        place = row - first[owner]
-        return blob_digest(part.items.items[owner].normal() + place.to_bytes(8, "big")), row
-
-    return sorted(rows, key=key)
