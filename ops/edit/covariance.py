@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 KIND = "covariance"
 TEXT = "edit-text"
 LENGTH = 128  # tokens per row, or the window where that is shorter
-PER_KEY = 32  # tokens of text per dimension of a key
+PER_KEY = 96  # tokens of text per dimension of a key
 LEAST, MOST = 64, 2048  # rows
 TOGETHER = 16  # rows in one pass
 CHUNK = 1 << 14  # keys whose products are summed at once

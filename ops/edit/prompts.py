@@ -103,6 +103,13 @@ class Prompter:
         places = tuple(range(len(lead) + border - 1, len(lead) + len(full) - 1))
         return self._checked(Row((*lead, *full[:-1]), len(lead) + min(at, len(full) - 2), places, full[border:]), fact)
 
+    def start(self, template: str, subject: str) -> int:
+        """Where the subject's first token stands in `row(template, subject)`."""
+        head, begin = template.replace(SLOT, subject).rstrip(), template.index(SLOT)
+        coded: Any = self.coder.tokenizer(head, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        spans = coded["offset_mapping"]
+        return len(self.lead) + next((i for i, (_, b) in enumerate(spans) if b > begin), 0)
+
     def _checked(self, row: Row, fact: Fact | None) -> Row:
         if self.window is not None and len(row.ids) >= self.window:
             raise _bad(fact, f"prompt and answer are {len(row.ids) + 1} tokens; the model reads {self.window}")

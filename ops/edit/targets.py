@@ -29,7 +29,7 @@ class Settings:
 
     steps: int = 40
     lr: float | None = None
-    clamp: float = 1.25
+    clamp: float = 1.0
     kl: float = 0.5
     weight_decay: float = 0.05
     batch: int = 32
@@ -229,12 +229,3 @@ def _alike(rows: list[tuple[Row, float, int]]) -> list[list[tuple[Row, float, in
         return [ordered]
     middle = len(ordered) // 2
     return [ordered[:middle], ordered[middle:]]
-
-
-def keys_of(model: Editable, layer: int, groups: Sequence[Group]) -> Tensor:
-    """K [d0, u] float64: each subject's key at `layer`, averaged over its contexts with their weights."""
-    rows = [row for group in groups for row, _ in group.keys]
-    owner = torch.tensor([i for i, group in enumerate(groups) for _ in group.keys], device=model.device)
-    weight = torch.tensor([w for group in groups for _, w in group.keys], dtype=torch.float64, device=model.device)
-    seen = observe(model, rows, keys=(layer,)).keys[layer].double() * weight[:, None]
-    return torch.zeros(len(groups), seen.shape[1], dtype=torch.float64, device=seen.device).index_add_(0, owner, seen).T.contiguous()

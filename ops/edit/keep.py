@@ -1,0 +1,58 @@
+"""What an edit leaves behind for later: factors, keys, targets and the memory of keys, as safetensors with a line of JSON in the header."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .prompts import normal
+
+FACTORS, KEYS, TARGETS, MEMORY = "edit-factors", "edit-keys", "edit-targets", "key-memory"
+
+
+def pack(tensors: Mapping[str, Tensor], **about: Any) -> bytes:
+    """safetensors bytes; `about` goes into the metadata as canonical JSON."""
+    from safetensors.torch import save
+
+    text = json.dumps(about, sort_keys=True, separators=(",", ":"))
+    return save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, {"about": text})
+
+
+def unpack(data: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The inverse of `pack`."""
+    from safetensors.torch import load
+
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return load(data), json.loads(header["__metadata__"]["about"])
+
+
+def remembered(data: bytes | None, layer: int, width: int, subjects: Sequence[str]) -> tuple[Tensor | None, list[str]]:
+    """(keys [d0, n] float64 of earlier edits at this layer, their subjects), without those of `subjects`: these are written anew."""
+    if data is None:
+        return None, []
+    tensors, about = unpack(data)
+    held = tensors.get(f"layer.{layer}")
+    if held is None or held.shape[0] != width:
+        return None, []
+    again = {normal(s) for s in subjects}
+    names: list[str] = about["subjects"][str(layer)]
+    stay = [i for i, name in enumerate(names) if normal(name) not in again]
+    return held[:, stay].double(), [names[i] for i in stay]
+
+
+def grown(data: bytes | None, keys: Mapping[int, Tensor], subjects: Sequence[str]) -> bytes:
+    """The memory with this edit's keys ([d0, u] per layer) added; a subject that is written again has its keys replaced."""
+    tensors: dict[str, Tensor] = {}
+    names: dict[str, list[str]] = {}
+    if data is not None:
+        tensors, about = unpack(data)
+        names = about["subjects"]
+    for layer, fresh in keys.items():
+        old, who = remembered(data, layer, fresh.shape[0], subjects)
+        joined = fresh if old is None else torch.cat([old.to(fresh.device), fresh], 1)
+        tensors[f"layer.{layer}"], names[str(layer)] = joined.float(), [*who, *subjects]
+    return pack(tensors, subjects=names)

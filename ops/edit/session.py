@@ -1,0 +1,248 @@
+"""One edit from beginning to end: facts, layers, room, targets, and block by block what is written.
+
+Everything is derived from the model before the long work begins: layer by tracing, weight of ordinary keys from the write fraction, rate
+from the hidden state; and facts that the layer cannot hold apart are refused before a single target is optimised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ...registry.errors import CheckFailed
+from ...registry.ids import blob_digest
+from ...registry.records import InputRecord, canonical
+from ..base import Change, Run
+from ..data.facts import Fact, FactSet, read_facts
+from ..engine.local import threads
+from ..evaluate.coder import Coder
+from ..models import load_tokenizer
+from . import capacity, derivation, keep, solve
+from .contexts import Contexts, contexts_of
+from .covariance import Moment, moments, ordinary_rows
+from .layers import auto_layers
+from .polish import polish
+from .prompts import Group, Prompter, groups_of, prefixes_of
+from .site import Editable, check_span, stored_name
+from .targets import Settings, Targets, find_targets, hidden_at
+
+if TYPE_CHECKING:
+    from ...registry.view import ModelView
+    from .edit import Edit
+
+DRIFT = 5.0  # weight of the drift certificate in the correction, per subject
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What an edit works with."""
+
+    model: Editable
+    facts: tuple[Fact, ...]
+    groups: list[Group]
+    layers: tuple[int, ...]
+    moments: dict[int, Moment]
+    settings: Settings
+    digest: str  # of the facts
+
+    @property
+    def subjects(self) -> list[str]:
+        """Names in the order of the groups."""
+        return [g.subject for g in self.groups]
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """One layer's part: factors as they are added, and what the closed form says of them."""
+
+    up: Tensor  # R [d1, u] float32
+    down: Tensor  # A^T [u, d0] float32
+    keys: Tensor  # K [d0, u] float64
+    spread: Tensor  # contexts [d0, n] float64
+    residual: Tensor  # [d1, u] float64, what was to be written
+    weight: float
+    fraction: float
+    drift: float
+    used: float
+    rank: int
+
+
+def facts_of(op: Edit) -> FactSet:
+    """The facts that `op` names."""
+    assert op.facts is not None
+    return read_facts(op.facts)
+
+
+def settings_of(op: Edit) -> Settings:
+    """How targets are optimised."""
+    return Settings(op.steps, op.lr, op.clamp, op.kl, op.weight_decay, op.batch)
+
+
+def result_key(op: Edit, view: ModelView, digest: str, seed: int) -> str:
+    """What names the artifacts of this edit: the parent, the facts, every option, the seed."""
+    return blob_digest(canonical({"parent": view.snapshot_id, "facts": digest, "params": op.params(), "seed": seed, "version": op.version}))
+
+
+def apply(op: Edit, view: ModelView, run: Run) -> Iterator[Change]:
+    """Write the facts and yield the changed matrices."""
+    with threads(run.threads):
+        ready = prepare(op, view, run)
+        written, changes = _write_all(op, ready, run)
+    run.record("edit", _told(op, ready, written))
+    yield from changes
+
+
+def prepare(op: Edit, view: ModelView, run: Run) -> Prepared:
+    """Everything up to the second moments. Raises what the files, the model and its room give cause for."""
+    given = facts_of(op)
+    run.input(InputRecord("facts", given.name, given.digest, given.bytes))
+    model = Editable(view)
+    coder = Coder(load_tokenizer(view))
+    prompter = Prompter(coder, _window(view))
+    prefixes = prefixes_of(view, run, model.module, coder, op.prefixes) if op.prefixes else []
+    groups = groups_of(given.facts, prompter, prefixes)
+    width = model.weight(0).shape[1]
+    capacity.check_count(len(groups), width, op.over_capacity)
+    settings = settings_of(op)
+    span = op.span
+    if span is None:
+        traced = auto_layers(model, groups, prompter, settings, run, given.digest)
+        run.record("layers", asdict(traced) | {"reached": {str(k): v for k, v in traced.reached.items()}})
+        span = traced.layers
+    check_span(span, model.count)
+    layers = tuple(range(span[0], span[1] + 1))
+    rows = ordinary_rows(op.covariance, view, run, width)
+    return Prepared(model, given.facts, groups, layers, moments(model, layers, rows, run), settings, given.digest)
+
+
+def _write_all(op: Edit, ready: Prepared, run: Run) -> tuple[dict[int, Written], list[Change]]:
+    view, model, key = ready.model.view, ready.model, result_key(op, ready.model.view, ready.digest, run.seed)
+    metrics = {layer: _metric(op, ready.moments[layer], layer, run) for layer in ready.layers}
+    memory = run.inherited(keep.MEMORY)
+    earlier = {
+        layer: keep.remembered(memory, layer, len(metrics[layer].moment), ready.subjects)[0] if op.memory else None
+        for layer in ready.layers
+    }
+    for layer in ready.layers:
+        found = _room(op, ready, metrics[layer], contexts_of(model, layer, ready.groups), earlier[layer])
+        capacity.check_room(found, len(ready.groups), layer, op.over_capacity)
+    targets = _targets(ready, run, key)
+    written: dict[int, Written] = {}
+    changes: list[Change] = []
+    for n, layer in enumerate(ready.layers):
+        run.progress("write", n, len(ready.layers))
+        part = _write(op, ready, targets, layer, metrics[layer], earlier[layer], run)
+        written[layer] = part
+        name = stored_name(model.family, view, layer)
+        data, left, right = derivation.edited(view.tensor(name), part.up.cpu(), part.down.cpu(), model.transposed(layer))
+        place: Any = model.out(layer)
+        place.weight.data.copy_(data.to(torch.float32))
+        changes.append(derivation.change(view, name, data, left, right))
+    _keep(op, ready, run, key, written, targets, memory)
+    return written, changes
+
+
+def _metric(op: Edit, moment: Moment, layer: int, run: Run) -> solve.Metric:
+    metric = solve.memit_metric(moment.matrix) if op.method == "memit" else solve.alphaedit_metric(moment.matrix, op.threshold)
+    if metric.ridge:
+        run.note(f"layer {layer}: {moment.keys:,} keys of text do not span its {len(moment.matrix):,} dimensions; a ridge was added")
+    if not metric.rank:
+        raise CheckFailed(
+            f"layer {layer} leaves no direction free at --threshold {op.threshold:g}", hint="--threshold 0.1, or --method memit"
+        )
+    return metric
+
+
+def _room(op: Edit, ready: Prepared, metric: solve.Metric, seen: Contexts, earlier: Tensor | None) -> capacity.Room:
+    weight = solve.weight_for(metric, seen.keys, op.share)
+    return capacity.room(metric, seen.keys, weight, seen.spread, seen.owner, earlier)
+
+
+def _targets(ready: Prepared, run: Run, key: str) -> Targets:
+    """z of all subjects at the last edited block: an artifact, so that what was refused need not be optimised again."""
+
+    def compute() -> bytes:
+        tell = lambda done, total: run.progress("targets", done, total)  # noqa: E731
+        found = find_targets(ready.model, ready.layers[-1], ready.groups, ready.settings, tell)
+        tensors = {"hidden": found.hidden, "z": found.z, "change": found.change}
+        ids = [[f.id for f in g.facts] for g in ready.groups]
+        numbers = {"losses": found.losses, "steps": found.steps, "lr": found.lr}
+        return keep.pack(tensors, subjects=ready.subjects, ids=ids, layer=ready.layers[-1], **numbers)
+
+    tensors, about = keep.unpack(run.artifact(keep.TARGETS, key, compute))
+    where = ready.model.device
+    hidden, change = tensors["hidden"].to(where), tensors["change"].to(where)
+    return Targets(hidden, change, tuple(about["losses"]), tuple(about["steps"]), about["lr"])
+
+
+def _write(op: Edit, ready: Prepared, targets: Targets, layer: int, metric: solve.Metric, earlier: Tensor | None, run: Run) -> Written:
+    """The factors of one layer, on the model as it is now; the last layer's are corrected on what they do."""
+    model, left = ready.model, ready.layers[-1] - layer + 1
+    seen = contexts_of(model, layer, ready.groups)
+    weight = solve.weight_for(metric, seen.keys, op.share)
+    beside = seen.spread if earlier is None else torch.cat([seen.spread, earlier], 1)
+    written = solve.factors(metric, seen.keys, weight, beside)
+    missing = targets.z - hidden_at(model, ready.layers[-1], ready.groups)
+    residual = missing.T.double().cpu() / left
+    wanted = residual
+    if left == 1:
+        radius = op.clamp * polish_slack(op.share) * targets.hidden.norm(dim=1)
+        gram = written.T @ metric.moment @ written
+        scale = DRIFT * len(ready.groups) / _energy(model, layer, metric)
+        tell = lambda done, total: run.progress("correct", done, total)  # noqa: E731
+        residual = polish(
+            model, layer, ready.groups, residual, written, radius, targets.lr, ready.settings, (gram, scale), tell
+        ).residual.cpu()
+    up, down = residual.float(), written.T.float().contiguous()
+    if not (bool(torch.isfinite(up).all()) and bool(torch.isfinite(down).all())):
+        raise CheckFailed(f"layer {layer}: the equations have no finite solution", hint="--strength 0.8, or more text with --covariance")
+    w = model.weight(layer).double().cpu()
+    found = capacity.room(metric, seen.keys, weight, seen.spread, seen.owner, earlier)
+    fraction = solve.joint_fractions(seen.keys, written).mean().item()
+    drift = solve.drift(up.double(), down.double(), w, metric.moment)
+    return Written(up, down, seen.keys, seen.spread, wanted, weight, fraction, drift, found.used, metric.rank)
+
+
+def polish_slack(share: float) -> float:
+    """How much longer than the clamp a residual may be: what is lost in writing, and a quarter for contexts that differ."""
+    return 1.25 / share
+
+
+def _energy(model: Editable, layer: int, metric: solve.Metric) -> float:
+    w = model.weight(layer).double().cpu()
+    return max(((w @ metric.moment) * w).sum().item(), 1e-30)
+
+
+def _keep(op: Edit, ready: Prepared, run: Run, key: str, written: dict[int, Written], targets: Targets, memory: bytes | None) -> None:
+    ids = [[f.id for f in g.facts] for g in ready.groups]
+    about = {"subjects": ready.subjects, "ids": ids, "layers": list(ready.layers), "method": op.method}
+    numbers = {str(n): {"fraction": w.fraction, "drift": w.drift, "used": w.used, "weight": w.weight} for n, w in written.items()}
+    factors = {f"layer.{n}.{side}": getattr(w, side) for n, w in written.items() for side in ("up", "down")}
+    run.artifact(keep.FACTORS, key, lambda: keep.pack(factors, **about, numbers=numbers))
+    keys = {f"layer.{n}.{what}": getattr(w, what) for n, w in written.items() for what in ("keys", "residual")}
+    spread = {f"layer.{n}.spread": w.spread.float() for n, w in written.items()}
+    owner = contexts_of(ready.model, ready.layers[0], ready.groups).owner
+    run.artifact(keep.KEYS, key, lambda: keep.pack({**keys, **spread, "owner": owner}, **about, numbers=numbers))
+    grown = keep.grown(memory, {n: contexts_of(ready.model, n, ready.groups).keys for n in written}, ready.subjects)
+    run.artifact(keep.MEMORY, blob_digest(grown), lambda: grown)
+
+
+def _told(op: Edit, ready: Prepared, written: dict[int, Written]) -> dict[str, Any]:
+    return {
+        "facts": len(ready.facts),
+        "subjects": len(ready.groups),
+        "layers": list(ready.layers),
+        "weights": {str(n): w.weight for n, w in written.items()},
+        "covariance_keys": {str(n): m.keys for n, m in ready.moments.items()},
+        "rank": {str(n): w.rank for n, w in written.items()},
+    }
+
+
+def _window(view: ModelView) -> int | None:
+    config = view.config or {}
+    limit = config.get("max_position_embeddings") or config.get("n_positions")
+    return limit if isinstance(limit, int) else None
