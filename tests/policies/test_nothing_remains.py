@@ -137,6 +137,10 @@ def test_an_accepted_unlearning_leaves_no_text_in_registry_or_evidence(repo, roo
     assert found(everything(repo)) == []
     assert found(folder(evidence)) == []
     assert verify_evidence(evidence, repo) == []
+    kept = repo.keys.scopes()
+    assert lifecycle.replay(repo, outcome.commit_id)[1]  # the same snapshot, though its pseudonyms were others
+    assert repo.keys.scopes() == kept
+    assert found(everything(repo)) == []
 
 
 def test_a_refused_one_leaves_no_text_and_a_failed_one_neither_text_nor_key(repo, root, files, rules):
