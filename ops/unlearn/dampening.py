@@ -139,7 +139,7 @@ class Dampener:
 
 def pack_bits(mask: Tensor) -> Tensor:
     """A bool tensor as uint8 [ceil(n / 8)], row-major, the first element in the lowest bit."""
-    flat = mask.flatten().to(torch.uint8)
+    flat = mask.flatten().to("cpu", torch.uint8)
     flat = torch.cat([flat, flat.new_zeros(-len(flat) % 8)]).view(-1, 8)
     return (flat << torch.arange(8, dtype=torch.uint8)).sum(1, dtype=torch.uint8)
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ...registry.errors import BadParameter, InputNotFound
 from .dampening import Dampener, mixed
-from .exclusion import Slot, slots
+from .exclusion import Slot, parse, slots
 from .goal import goal_of
 from .importance import How, importance, pack, reference_batch_importance, unpack
 from .search import Found, Trial, grid, weakest
@@ -146,7 +146,7 @@ def by_batch(ctx: Context, scores: Scores, how: How, places: Iterable[Slot]) -> 
 
 def kept_importance(ctx: Context, scores: Scores, how: How, names: set[str]) -> tuple[dict[str, Tensor], int]:
     """The retain set's importance and its number of rows: stored, or computed and stored."""
-    left_out = "" if not ctx.op.exclude else f"/{ctx.op.exclude}"
+    left_out = ",".join(sorted(parse(ctx.op.exclude))) or "none"
 
     def compute() -> bytes:
         if ctx.retain is None:
@@ -154,7 +154,7 @@ def kept_importance(ctx: Context, scores: Scores, how: How, names: set[str]) -> 
         found = of_part(ctx, ctx.retain, scores, how, names)
         return pack({**found, SAMPLES: torch.tensor([len(ctx.retain.rows)])})
 
-    found = unpack(ctx.run.artifact(KIND, f"{ctx.view.snapshot_id}/{ctx.retain_digest}/{how}{left_out}", compute))
+    found = unpack(ctx.run.artifact(KIND, f"{ctx.view.snapshot_id}/{ctx.retain_digest}/{how}/{left_out}", compute))
     count = int(found.pop(SAMPLES))
     return {name: value.to(ctx.parameters[name].device) for name, value in found.items()}, count
 

@@ -98,6 +98,10 @@ class Unlearn(Operation):
     def _check_strength(self) -> None:
         value = self.amount
         _require(value is None or (math.isfinite(value) and value > 0), f"--strength is auto or a positive number, not {self.strength!r}")
+        own = self.method != "assd" or value is None
+        _require(own, "assd takes its threshold from the data: it has no --strength", "--method ssd --strength 0.2")
+        batched = self.fisher == "sample" or self.method in ("ssd", "lfssd")
+        _require(batched, f"--fisher {self.fisher} is for ssd and lfssd, not for {self.method}", "--fisher sample")
         bounded = self.method in ("ssd", "lfssd") and self.fisher == "sample"  # batches break the bound; there it is alpha itself
         if bounded and value is not None and value >= 1:
             raise BadParameter(

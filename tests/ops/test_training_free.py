@@ -57,6 +57,15 @@ def test_a_strength_of_one_or_more_is_refused_before_a_file_is_opened(method, st
     assert caught.value.exit_code == 2
 
 
+def test_options_that_a_method_does_not_have_are_refused():
+    sets = {"forget_set": "/nowhere", "retain_set": "/nowhere"}
+    with pytest.raises(BadParameter, match="has no --strength"):
+        Unlearn(method="assd", strength="0.5", **sets)
+    for method in ("assd", "slug", "dense"):
+        with pytest.raises(BadParameter, match="is for ssd and lfssd"):
+            Unlearn(method=method, fisher="reference-batch", **sets)
+
+
 def test_the_strength_is_alpha_itself_in_the_published_codes_mode(view, files):
     run = MemoryRun()
     changed(Unlearn(method="ssd", fisher="reference-batch", strength="3", exclude="none", **files), view, run)
