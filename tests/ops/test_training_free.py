@@ -141,6 +141,22 @@ def test_the_forget_importance_is_never_stored_and_no_key_or_fact_names_its_dige
     assert plain not in json.dumps([list(run.artifacts), run.records, run.notes])
 
 
+def test_lfssd_reads_no_label_and_ssd_does(tmp_path):
+    images = MemoryView.of(tiny_model(tmp_path / "vit", "vit"))
+    pixels = torch.rand(40, 8, 8, generator=torch.Generator().manual_seed(2)).tolist()
+    sets = {}
+    for turn in (0, 1):
+        rows = [json.dumps({"image": image, "label": (i + turn) % 3}) + "\n" for i, image in enumerate(pixels)]
+        for name, part in (("forget_set", rows[:8]), ("retain_set", rows[8:])):
+            path = tmp_path / f"{name}{turn}.jsonl"
+            path.write_text("".join(part))
+            sets.setdefault(turn, {})[name] = str(path)
+    for method, alike in (("lfssd", True), ("ssd", False)):
+        one, other = (images.after(Unlearn(method=method, strength="0.21", **sets[t]).apply(images, MemoryRun())) for t in (0, 1))
+        assert (one.snapshot_id == other.snapshot_id) == alike
+        assert one.snapshot_id != images.snapshot_id
+
+
 # --- what becomes of the weights -------------------------------------------------------------------------
 
 
