@@ -218,8 +218,6 @@ def _residuals(formula: Formula, raw: np.ndarray, read: ReadSource) -> Iterator[
 
 def _write_factors(factors: Sequence[Tensor], shape: tuple[int, ...]) -> bytes | None:
     """Rank and coded factors; None when they do not fit the tensor."""
-    if len(factors) != 2 or any(factor.dim() != 2 for factor in factors):
-        return None
     up, down = (factor.detach().to("cpu", torch.float32).contiguous() for factor in factors)
     rows, columns = sides(shape)
     if (len(up), down.shape[1], up.shape[1]) != (rows, columns, len(down)) or len(down) > min(rows, columns):

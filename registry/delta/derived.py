@@ -42,8 +42,8 @@ class Derived:
     def __post_init__(self) -> None:
         if (fault := misfit(self.function, len(self.sources), self.numbers)) is not None:
             raise BadParameter(f"a derived tensor cannot be so described: {fault}")
-        if len(self.factors) != (2 if self.function == RANK1 else 0):
-            raise BadParameter(f"{self.function} does not take {len(self.factors)} factors")
+        if len(self.factors) != (2 if self.function == RANK1 else 0) or any(factor.dim() != 2 for factor in self.factors):
+            raise BadParameter(f"{self.function} takes {'two matrices' if self.function == RANK1 else 'no factors'}")
 
 
 def misfit(function: str, sources: int, numbers: Sequence[float]) -> str | None:

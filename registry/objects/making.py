@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from ..delta import MAX_DEPTH
 from ..delta.dtypes import item_size
-from ..delta.recipes import Head, Recipe, Source
-from ..errors import IntegrityError
+from ..delta.recipes import Head, Recipe, Source, parse_recipe
+from ..errors import HashMismatch, IntegrityError
 from ..ids import Digest, blob_digest, is_digest, tensor_hasher
 from . import chain, sources
 from .layout import ObjectInfo
@@ -59,6 +59,9 @@ def make(pack: PackWriter, dtype: str, shape: tuple[int, ...], data: memoryview,
     if coded is None or not reader.verified():
         return None
     told = stored.encode()
+    again, digests, _, _ = sources.read_payload(pack, parse_recipe(told), memoryview(coded.payload))
+    if (again, digests) != (recipe, tuple(derived.sources)):
+        raise HashMismatch("a recipe did not survive its own encoding; nothing was stored", hint="mlc doctor")
     size = len(coded.payload) + (0 if pack.has(blob_digest(told)) else len(told))
     depth, below = 1 + max(info.depth for info in infos), sum(info.path_size for info in infos)
     return Made(told, coded.payload, coded.blocked, coded.exactly, depth, below, size)

@@ -77,16 +77,21 @@ def taken_apart(reader: Reader, info: ObjectInfo) -> Parts:
     """The parts of a derived tensor. Raises MissingObject for a source that is gone, HashMismatch or CorruptRecord for damage."""
     if info.base is None or info.kind != "tensor":
         raise CorruptRecord(f"object {info.digest} is derived from nothing")
-    recipe = reader.shelf.recipe(reader, info.base)
-    head, body = read_head(reader.stored(info), len(recipe.snapshots), recipe.summed)
+    recipe, digests, head, body = read_payload(reader, reader.shelf.recipe(reader, info.base), reader.stored(info))
+    sources = tuple(reader.info(digest) for digest in digests)
+    if (fault := unfit(recipe.function, info.dtype, info.shape, sources)) is not None:
+        raise CorruptRecord(f"object {info.digest} cannot be derived: {fault}", hint="mlc fsck")
+    return Parts(recipe, sources, head, body)
+
+
+def read_payload(reader: Reader, recipe: Recipe, payload: memoryview) -> tuple[Recipe, tuple[Digest, ...], Head, memoryview]:
+    """Recipe and sources in the order of the function, the head of the payload and what follows it. Raises IntegrityError."""
+    head, body = read_head(payload, len(recipe.snapshots), recipe.summed)
     places = iter(head.places)
     digests = [_at(reader, s.digest, next(places)) if s.kind == "snapshot" else s.digest for s in recipe.sources]
     first = len(digests) - recipe.summed
     told = digests if head.order is None else [*digests[:first], *(digests[first + index] for index in head.order)]
-    sources = tuple(reader.info(digest) for digest in told)
-    if (fault := unfit(recipe.function, info.dtype, info.shape, sources)) is not None:
-        raise CorruptRecord(f"object {info.digest} cannot be derived: {fault}", hint="mlc fsck")
-    return Parts(recipe.ordered(head.order), sources, head, body)
+    return recipe.ordered(head.order), tuple(told), head, body
 
 
 def unfit(function: str, dtype: str, shape: tuple[int, ...], sources: tuple[ObjectInfo, ...]) -> str | None:

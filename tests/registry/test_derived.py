@@ -229,7 +229,7 @@ def test_where_nothing_is_gained_no_recipe_is_kept(target):
 
 def test_factors_that_do_not_fit_are_not_used():
     x = weights(30, 20)
-    for up, down in (((30, 2), (3, 20)), ((20, 2), (2, 30)), ((30, 25), (25, 20)), ((30,), (20,))):
+    for up, down in (((30, 2), (3, 20)), ((20, 2), (2, 30)), ((30, 25), (25, 20))):
         d = Derived("rank1", (digest(0),), (1.0,), (weights(*up), weights(*down)))
         assert coded(d, [x], x)[1] is None
 
@@ -254,8 +254,9 @@ def test_functions_that_do_not_exist_or_fit_are_refused(function, sources, numbe
 def test_factors_belong_to_rank1_only():
     with pytest.raises(BadParameter, match="factors"):
         Derived("linear", (digest(0),), (1.0,), (torch.zeros(1, 1),))
-    with pytest.raises(BadParameter, match="factors"):
-        Derived("rank1", (digest(0),), (1.0,))
+    for factors in ((), (torch.zeros(1, 1),), (torch.zeros(1), torch.zeros(1))):
+        with pytest.raises(BadParameter, match="two matrices"):
+            Derived("rank1", (digest(0),), (1.0,), factors)
 
 
 def test_evaluation_computes_through_the_pinned_functions_alone():
