@@ -64,7 +64,7 @@ def dampened(ctx: Context, scores: Scores, how: How) -> dict[str, Tensor]:
     damper = Dampener(ctx.module, places, base.forget, base.every, damping=ctx.op.damping)
     strength = ctx.op.amount if ctx.op.amount is not None else searched(ctx, damper, base)
     ctx.facts.update(strength=strength, damping=damper.damping, alpha=strength / base.scale, share=base.share)
-    return settled(ctx, damper, strength / base.scale, f"--strength {strength / 2:.3g} selects more")
+    return settled(ctx, damper, strength / base.scale, "a smaller --strength selects more weights, a greater one fewer")
 
 
 def settled(ctx: Context, damper: Dampener, alpha: float, hint: str) -> dict[str, Tensor]:
@@ -72,7 +72,8 @@ def settled(ctx: Context, damper: Dampener, alpha: float, hint: str) -> dict[str
     damper.require_some(alpha, hint)
     report = damper.report(alpha)
     ctx.facts.update({key: report.pop(key) for key in ("selected", "weights", "selected_fraction")}, selection=report)
-    key = "/".join((ctx.view.snapshot_id, ctx.run.pseudonym(ctx.forget.items.payload), ctx.op.method, f"{alpha:.9g}"))
+    data, op = ctx.run.pseudonym(ctx.forget.items.payload), ctx.op
+    key = "/".join((ctx.view.snapshot_id, data, op.method, op.fisher, op.exclude, f"{alpha:.9g}"))
     ctx.run.artifact(MASK, key, lambda: damper.packed_masks(alpha))
     return damper.values(alpha)
 
