@@ -131,6 +131,8 @@ def with_suite(files: Path, settings: Any, *, private: bool) -> None:
 def test_an_accepted_unlearning_leaves_no_text_in_registry_or_evidence(repo, root, files, settings, tmp_path):
     with_suite(files, settings, private=True)
     outcome = lifecycle.run(repo, request(files), author="a", message="a request")
+    assert outcome.commit is not None
+    assert outcome.commit_id is not None
     evidence = write_evidence(repo, outcome.commit_id, tmp_path / "evidence", forget_set=files / "people.jsonl")
     assert outcome.commit.evaluations.keys() == {"people"}
     assert b'"right_after":' in (evidence / "items.jsonl").read_bytes()
