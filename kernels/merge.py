@@ -6,7 +6,7 @@ all roads and machines give the same bits. Models go in as they are stored; a ta
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from .exact import round_to
 
 FLOATS = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
 CHUNK = 1 << 18  # elements of one step: what a processor's cache holds; no bit depends on it
+ELECTION = 1 << 16  # the same where a dozen buffers are in use
 NEVER = -1.0  # a threshold below every magnitude: nothing is trimmed
 
 
@@ -61,40 +62,48 @@ def task_sum(base: Tensor, *tensors: Tensor, weights: Sequence[float], factor: f
 @accelerated("merge")
 def elect_sum(
     base: Tensor,
-    *deltas: Tensor,
+    *tensors: Tensor,
     weights: Sequence[float],
     low: Sequence[float],
     last: Sequence[int],
     normalize: bool = True,
     factor: float = 1.0,
+    vectors: bool = False,
 ) -> Tensor:
-    """Trim, elect a sign per element, and add to the base the mean of the deltas that agree with it (TIES, 2306.01708, section 3).
+    """Trim task vectors, elect a sign per element, and add to the base the mean of those that agree with it (TIES, 2306.01708, section 3).
 
-    Args: base of any of FLOATS; deltas float32 of its shape; per delta a weight, a threshold `low` (NEVER: keep all) and an index `last`:
-    dropped is what is smaller than `low` in magnitude, and of those equal to it the ones at a flat index beyond `last`. Then e_i = w_i d_i;
-    the sign is + where sum e_i >= 0 (a tie goes to +); n = sum of the e_i of that sign, m = sum of their w_i, 1 where it is 0. Returns
-    base + factor * n / m (n alone unless `normalize`) in the base's type; sums in the order given; bit-exact on every road.
+    Args: base of any of FLOATS; tensors of its shape: models x_i, whose task vectors are d_i = x_i - base, or with `vectors` the d_i
+    themselves. For each a weight, a threshold `low` (NEVER: keep all) and an index `last`: dropped is what is smaller than `low` in
+    magnitude, and of those equal to it the ones at a flat index beyond `last`. With e_i = w_i d_i the sign s is + where sum e_i >= 0 (a tie
+    goes to +), n = sum of the |e_i| of that sign, m = sum of their w_i, 1 where it is 0. Returns base + factor * (s n / m), or s n alone
+    unless `normalize`, in the base's type; float32, sums in the order given, bit-exact on every road. NaN is never dropped.
     """
-    check((base, *deltas), (1.0, *weights))
-    if any(d.dtype != torch.float32 for d in deltas) or not len(low) == len(last) == len(deltas):
-        raise ValueError("signs are elected among float32 deltas, each with a threshold and a last index")
-    out = torch.empty_like(base, memory_format=torch.contiguous_format)
-    start = 0
-    for new, old, *parts in _chunks(out, base, *deltas):
-        terms = [_kept(d, low[i], last[i] - start) * weights[i] for i, d in enumerate(parts)]
-        plus = _sum(terms) >= 0
-        agree = [torch.where(plus, e > 0, e < 0) for e in terms]
-        mixed = torch.zeros_like(terms[0])
-        for e, yes in zip(terms, agree, strict=True):
-            mixed += torch.where(yes, e, 0.0)
+    check((base, *tensors), (1.0, *weights))
+    check_trims(tensors, low, last)
+    out, start = torch.empty_like(base, memory_format=torch.contiguous_format), 0
+    for new, old, *parts in _chunks(out, base, *tensors, size=ELECTION):
+        wide, terms = old.to(torch.float32), []
+        for i, part in enumerate(parts):
+            delta = part.to(torch.float32) if vectors else part.to(torch.float32).sub(wide)
+            terms.append(_kept(delta, low[i], last[i] - start) * weights[i])
+        sign = torch.copysign(torch.ones((), device=base.device), _sum(terms) + 0.0)  # -0.0 + 0.0 is 0.0: a tie goes to +
+        mixed, share, yes = torch.zeros_like(sign), torch.zeros_like(sign), torch.empty_like(sign)
+        for weight, term in zip(weights, terms, strict=True):
+            term *= sign
+            share.add_(torch.gt(term, 0, out=yes), alpha=weight)  # times one or zero: nothing is rounded
+            mixed += term.clamp_(min=0)
+        mixed *= sign
         if normalize:
-            share = torch.zeros_like(mixed)
-            for weight, yes in zip(weights, agree, strict=True):
-                share += yes.to(torch.float32) * weight
-            mixed /= torch.where(share == 0, 1.0, share)
-        new.copy_(round_to(old.to(torch.float32) + mixed * factor, out.dtype))
+            mixed /= share.add_(torch.eq(share, 0, out=yes))
+        new.copy_(round_to(wide + mixed * factor, out.dtype))
         start += new.numel()
     return out
+
+
+def check_trims(tensors: Sequence[Tensor], low: Sequence[float], last: Sequence[int]) -> None:
+    """Raise ValueError unless every tensor has a threshold and a last index."""
+    if not len(low) == len(last) == len(tensors):
+        raise ValueError(f"{len(tensors)} task vectors cannot be trimmed with {len(low)} thresholds and {len(last)} indices")
 
 
 def check(tensors: Sequence[Tensor], weights: Sequence[float]) -> None:
@@ -109,21 +118,21 @@ def check(tensors: Sequence[Tensor], weights: Sequence[float]) -> None:
 
 
 def _kept(delta: Tensor, low: float, last: int) -> Tensor:
-    if low < 0:
+    """delta after its trim. A hard shrinkage keeps what is greater than its bound; just below `low` it keeps what equals `low`, too."""
+    if low < 0 or not len(delta):
         return delta
-    magnitude = delta.abs()
-    drop = magnitude <= low
-    if last >= 0:
-        drop[: last + 1] = magnitude[: last + 1] < low
-    return torch.where(drop, 0.0, delta)
+    below = torch.nextafter(torch.tensor(low, dtype=torch.float32), torch.tensor(-1.0)).item()
+    ends = max(last + 1, 0)
+    parts = [torch.nn.functional.hardshrink(part, bound) for part, bound in ((delta[:ends], below), (delta[ends:], low)) if len(part)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _sum(terms: Sequence[Tensor]) -> Tensor:
-    total = terms[0].clone()
+    total = terms[0]
     for term in terms[1:]:
-        total += term
+        total = total + term
     return total
 
 
-def _chunks(*tensors: Tensor):  # -> Iterator[tuple[Tensor, ...]]
-    return zip(*(t.reshape(-1).split(CHUNK) for t in tensors), strict=True)
+def _chunks(*tensors: Tensor, size: int | None = None) -> Iterator[tuple[Tensor, ...]]:
+    return zip(*(t.reshape(-1).split(size or CHUNK) for t in tensors), strict=True)

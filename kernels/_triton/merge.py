@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..merge import check
+from ..merge import check, check_trims
 
 BLOCK = 1024
 TYPES = {torch.float64: tl.float64, torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
@@ -64,30 +64,32 @@ def _weighted(
 
 @triton.jit
 def _elect(
-    table, numbers, lows, lasts, base, out, n, COUNT: tl.constexpr, DIVIDE: tl.constexpr, RESULT: tl.constexpr,
-    BLOCK: tl.constexpr,
+    table, numbers, lows, lasts, base, out, n, COUNT: tl.constexpr, DIVIDE: tl.constexpr, VECTORS: tl.constexpr, TYPE: tl.constexpr,
+    RESULT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < n
+    wide = tl.load(base + at, mask=inside, other=0).to(tl.float32)
     votes = tl.zeros([BLOCK], tl.float32)
     for index in tl.static_range(COUNT):
-        votes = votes + _term(table, numbers, lows, lasts, index, at, inside)
-    plus = votes >= 0
+        votes = votes + _term(table, numbers, lows, lasts, index, wide, at, inside, VECTORS, TYPE)
+    sign = tl.where(votes < 0, -1.0, 1.0)
     mixed, share = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
     for index in tl.static_range(COUNT):
-        term = _term(table, numbers, lows, lasts, index, at, inside)
-        agree = (plus & (term > 0)) | ((plus == 0) & (term < 0))
-        mixed = mixed + tl.where(agree, term, 0.0)
-        share = share + tl.where(agree, tl.load(numbers + index), 0.0)
+        term = _term(table, numbers, lows, lasts, index, wide, at, inside, VECTORS, TYPE) * sign
+        share = share + tl.where(term > 0, tl.load(numbers + index), 0.0)
+        mixed = mixed + tl.where(term < 0, 0.0, term)
+    mixed = mixed * sign
     if DIVIDE:
         mixed = tl.div_rn(mixed, tl.where(share == 0, 1.0, share))
-    sums = tl.load(base + at, mask=inside, other=0).to(tl.float32) + mixed * tl.load(numbers + COUNT)
-    _write(out, at, sums, inside, RESULT)
+    _write(out, at, wide + mixed * tl.load(numbers + COUNT), inside, RESULT)
 
 
 @triton.jit
-def _term(table, numbers, lows, lasts, index, at, inside):
-    delta = _read(table, index, at, inside, tl.float32)
+def _term(table, numbers, lows, lasts, index, wide, at, inside, VECTORS: tl.constexpr, TYPE: tl.constexpr):
+    delta = _read(table, index, at, inside, TYPE)
+    if not VECTORS:
+        delta = delta - wide
     low = tl.load(lows + index)
     size = tl.abs(delta)
     drop = (size < low) | ((size == low) & (at > tl.load(lasts + index)))
@@ -108,32 +110,31 @@ def task_sum(base: Tensor, *tensors: Tensor, weights: Sequence[float], factor: f
 
 def elect_sum(
     base: Tensor,
-    *deltas: Tensor,
+    *tensors: Tensor,
     weights: Sequence[float],
     low: Sequence[float],
     last: Sequence[int],
     normalize: bool = True,
     factor: float = 1.0,
+    vectors: bool = False,
 ) -> Tensor:
     """See `kernels.merge.elect_sum`."""
-    check((base, *deltas), (1.0, *weights))
-    if any(d.dtype != torch.float32 for d in deltas) or not len(low) == len(last) == len(deltas):
-        raise ValueError("signs are elected among float32 deltas, each with a threshold and a last index")
-    base, held = base.contiguous(), [d.contiguous() for d in deltas]
+    check((base, *tensors), (1.0, *weights))
+    check_trims(tensors, low, last)
+    base, (held, kind) = base.contiguous(), _alike(tensors)
     out, n = torch.empty_like(base), base.numel()
     if n:
         numbers, lows = _floats([*weights, factor], base), _floats(low, base)
         lasts = torch.tensor(list(last), dtype=torch.int64, device=base.device)
         _elect[(triton.cdiv(n, BLOCK),)](
-            _table(held), numbers, lows, lasts, base, _raw(out), n, COUNT=len(held), DIVIDE=normalize,
+            _table(held), numbers, lows, lasts, base, _raw(out), n, COUNT=len(held), DIVIDE=normalize, VECTORS=vectors, TYPE=TYPES[kind],
             RESULT=TYPES[base.dtype], BLOCK=BLOCK, enable_fp_fusion=False,
         )  # fmt: skip
     return out
 
 
 def _launch(base: Tensor, tensors: Sequence[Tensor], weights: Sequence[float], factor: float, total: float | None, *, task: bool) -> Tensor:
-    kind = tensors[0].dtype if len({t.dtype for t in tensors}) == 1 else torch.float32
-    base, held = base.contiguous(), [t.to(kind).contiguous() for t in tensors]
+    base, (held, kind) = base.contiguous(), _alike(tensors)
     out, n = torch.empty_like(base), base.numel()
     if n:
         numbers = _floats([*weights, 1.0 if total is None else total, factor], base)
@@ -142,6 +143,11 @@ def _launch(base: Tensor, tensors: Sequence[Tensor], weights: Sequence[float], f
             RESULT=TYPES[base.dtype], BLOCK=BLOCK, enable_fp_fusion=False,
         )  # fmt: skip
     return out
+
+
+def _alike(tensors: Sequence[Tensor]) -> tuple[list[Tensor], torch.dtype]:
+    kind = tensors[0].dtype if len({t.dtype for t in tensors}) == 1 else torch.float32
+    return [t.to(kind).contiguous() for t in tensors], kind
 
 
 def _table(held: Sequence[Tensor]) -> Tensor:

@@ -14,40 +14,42 @@ from torch import Tensor
 from ...kernels.merge import NEVER, elect_sum, task_sum, weighted_sum
 from .case import Case, Threshold, column
 from .table import Method
-from .trims import magnitude_mask, masked, outlier_mask, random_mask, rank_mask, threshold
+from .trims import difference, magnitude_mask, masked, outlier_mask, random_mask, rank_mask, threshold
 
 NOTHING = 1e-8  # a smaller sum of weights is not divided by
 
 
 def merge_task_vectors(case: Case, method: Method) -> Tensor:
     """The merged tensor, in the base's type (float32 sums) or in the tensors' own type throughout when `case.native`."""
-    base, tensors = case.wide()
-    assert base is not None
     weights, factor = case.values("weight"), case.shared["lambda"]
     total = _total(weights) if case.shared["normalize"] else None
-    typed = case.parity or base.dtype != torch.float32  # as mergekit: every step in the tensors' type, sums by torch
+    wide = torch.float64 if case.anchor().dtype == torch.float64 else torch.float32
+    kind = case.anchor().dtype if case.native else wide
+    typed = case.parity or kind != torch.float32  # as mergekit: every step in the tensors' type, sums by torch
     if method.trim is None and not method.vote and not typed:
         return task_sum(case.anchor(), *case.tensors, weights=weights, factor=factor, total=total)
-    deltas = [x - base for x in tensors]
-    if method.trim == "magnitude" and not (typed or case.shared["rescale"]):
-        cuts = case.thresholds or [_cut(d, p["density"]) for d, p in zip(deltas, case.each, strict=True)]
-        return _elect(case.anchor(), deltas, weights, cuts, case)
-    deltas = [_trimmed(d, case, i, method) for i, d in enumerate(deltas)]
+    if method.vote and not typed and (method.trim == "magnitude" or method.trim is None) and not case.shared["rescale"]:
+        cuts = case.thresholds or [_cut(x, case.anchor(), p["density"]) for x, p in zip(case.tensors, case.each, strict=True)]
+        return _elect(case, case.tensors, cuts)
+    base, deltas = (
+        case.anchor().to(kind),
+        [_trimmed(difference(x, case.anchor(), kind), case, i, method) for i, x in enumerate(case.tensors)],
+    )
     if typed:
         return _own_type(base, deltas, weights, case, method)
     if method.vote:
-        return _elect(case.anchor(), deltas, weights, [(NEVER, -1)] * len(deltas), case)
+        return _elect(case, deltas, [(NEVER, -1)] * len(deltas), vectors=True)
     return (base + weighted_sum(*deltas, weights=weights, total=total) * factor).to(case.anchor().dtype)
 
 
-def _elect(base: Tensor, deltas: list[Tensor], weights: list[float], cuts: Sequence[Threshold], case: Case) -> Tensor:
+def _elect(case: Case, tensors: Sequence[Tensor], cuts: Sequence[Threshold], vectors: bool = False) -> Tensor:
     low, last = [c[0] for c in cuts], [c[1] for c in cuts]
-    more = {"normalize": case.shared["normalize"], "factor": case.shared["lambda"]}
-    return elect_sum(base, *deltas, weights=weights, low=low, last=last, **more)
+    more = {"normalize": case.shared["normalize"], "factor": case.shared["lambda"], "vectors": vectors}
+    return elect_sum(case.anchor(), *tensors, weights=case.values("weight"), low=low, last=last, **more)
 
 
-def _cut(delta: Tensor, density: float) -> tuple[float, int]:
-    return (NEVER, -1) if density >= 1 or delta.numel() < 2 else threshold(delta, density)
+def _cut(x: Tensor, base: Tensor, density: float) -> Threshold:
+    return (NEVER, -1) if density >= 1 or x.numel() < 2 else threshold(x, base, density)
 
 
 def _trimmed(delta: Tensor, case: Case, index: int, method: Method) -> Tensor:

@@ -12,6 +12,8 @@ from torch import Tensor
 from ...kernels.select import kth_largest, top_k_masks
 from .case import Draw, Threshold
 
+SAMPLE = 1 << 14  # magnitudes that are looked at first
+STEP = 1 << 16  # elements of one step: what fits a cache
 TINY = 1e-7  # sums of magnitudes below this are not rescaled
 
 
@@ -20,13 +22,51 @@ def kept_count(n: int, density: float) -> int:
     return max(1, int(density * n))
 
 
-def threshold(delta: Tensor, density: float) -> Threshold:
-    """Where a magnitude trim cuts: smallest magnitude kept, and the last index kept among its equals."""
-    scores = delta.abs().reshape(-1)
-    k = kept_count(scores.numel(), density)
+def difference(x: Tensor, base: Tensor, dtype: torch.dtype) -> Tensor:
+    """x - base, taken in `dtype`: in steps that fit a cache, since fresh memory costs more than the subtraction."""
+    if x.dtype == base.dtype == dtype:
+        return x - base
+    out = torch.empty(x.shape, dtype=dtype, device=x.device)
+    for new, one, other in zip(*(t.reshape(-1).split(STEP) for t in (out, x, base)), strict=True):
+        torch.sub(one.to(dtype), other.to(dtype), out=new)
+    return out
+
+
+def threshold(x: Tensor, base: Tensor, density: float) -> Threshold:
+    """Where a magnitude trim of x - base cuts: the smallest magnitude kept, and the last flat index kept among its equals.
+
+    A sample tells between which two magnitudes the cut must lie; one pass counts what lies above and picks out what lies between, and only
+    that is put in order. When the sample misled, everything is counted. Either way the answer is exact. Raises ValueError for NaN.
+    """
+    k = kept_count(x.numel(), density)
+    if x.numel() >= 4 * SAMPLE and (found := _between(x.reshape(-1), base.reshape(-1), k)) is not None:
+        return found
+    scores = difference(x, base, torch.float32).abs_().reshape(-1)
     low = kth_largest([scores], k)
     equal = (scores == low).nonzero().reshape(-1)
     return low, int(equal[k - int((scores > low).sum()) - 1])
+
+
+def _between(x: Tensor, base: Tensor, k: int) -> Threshold | None:
+    stride = x.numel() // SAMPLE
+    sample = difference(x[::stride], base[::stride], torch.float32).abs_().sort().values
+    middle, spread = len(sample) * (1 - k / x.numel()), 3 * len(sample) ** 0.5  # six standard deviations of a quantile
+    high, low = (float(sample[min(max(int(middle + s), 0), len(sample) - 1)]) for s in (spread, -spread))
+    over, start, values, places = 0, 0, [], []
+    for one, other in zip(x.split(STEP), base.split(STEP), strict=True):
+        scores = difference(one, other, torch.float32).abs_()
+        over += int(torch.gt(scores, high, out=torch.empty_like(scores)).sum())  # ones in float32: exact for so few, and faster
+        inside = ((scores >= low) & (scores <= high)).nonzero().reshape(-1)
+        values.append(scores[inside])
+        places.append(inside + start)
+        start += len(scores)
+        if bool(torch.isnan(scores.sum())):
+            return None
+    among, where = torch.cat(values), torch.cat(places)
+    if not over < k <= over + len(among):
+        return None
+    among, order = among.sort(descending=True, stable=True)  # equals stay in the order of their places
+    return float(among[k - over - 1]), int(where[order[k - over - 1]])
 
 
 def magnitude_mask(delta: Tensor, density: float, parity: bool) -> Tensor:

@@ -46,7 +46,10 @@ def differences() -> dict[str, list[str]]:
         cases = {
             "weighted_sum": [((*others,), {"weights": weights, "total": t}) for t in (None, 1.3)],
             "task_sum": [((base, *others), {"weights": weights, "factor": f, "total": t}) for f, t in ((1.0, None), (0.3, 0.9))],
-            "elect_sum": [((base, *deltas), {"weights": weights, "normalize": z, "factor": 0.8, **trims}) for z in (True, False)],
+            "elect_sum": [
+                ((base, *(deltas if v else others)), {"weights": weights, "normalize": v, "factor": 0.8, "vectors": v, **trims})
+                for v in (True, False)
+            ],
         }
         for name, (args, more) in ((name, case) for name, given in cases.items() for case in given):
             kernel = getattr(merge, name)

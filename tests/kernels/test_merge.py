@@ -45,6 +45,7 @@ def test_no_bit_depends_on_the_size_of_the_steps(monkeypatch: pytest.MonkeyPatch
     trims = {"low": [0.5, NEVER], "last": [700, -1]}
     whole = elect_sum(base, x, y, weights=[0.5, 1.0], **trims), weighted_sum(x, y, weights=[0.5, 1.0], total=3.0)
     monkeypatch.setattr("mlc.kernels.merge.CHUNK", 64)
+    monkeypatch.setattr("mlc.kernels.merge.ELECTION", 64)
     parts = elect_sum(base, x, y, weights=[0.5, 1.0], **trims), weighted_sum(x, y, weights=[0.5, 1.0], total=3.0)
     assert all(a.equal(b) for a, b in zip(whole, parts, strict=True))
 
@@ -52,14 +53,14 @@ def test_no_bit_depends_on_the_size_of_the_steps(monkeypatch: pytest.MonkeyPatch
 def test_the_sign_of_the_sum_wins_a_tie_goes_to_plus_and_zeros_do_not_count():
     base = torch.zeros(4)
     a, b = torch.tensor([1.0, 1.0, 0.0, -3.0]), torch.tensor([3.0, -1.0, 2.0, 1.0])
-    none = {"low": [NEVER] * 2, "last": [-1] * 2}
+    none: dict = {"low": [NEVER] * 2, "last": [-1] * 2}
     assert elect_sum(base, a, b, weights=[1.0, 1.0], **none).tolist() == [2.0, 1.0, 2.0, -3.0]
     assert elect_sum(base, a, b, weights=[1.0, 1.0], normalize=False, factor=0.5, **none).tolist() == [2.0, 0.5, 1.0, -1.5]
 
 
 def test_a_trim_keeps_what_is_greater_and_the_first_of_the_equals():
     delta = torch.tensor([1.0, -2.0, 1.0, 0.5, -1.0])
-    assert elect_sum(torch.zeros(5), delta, weights=[1.0], low=[1.0], last=[2]).tolist() == [1.0, -2.0, 1.0, 0.0, 0.0]
+    assert elect_sum(torch.zeros(5), delta, weights=[1.0], low=[1.0], last=[2], vectors=True).tolist() == [1.0, -2.0, 1.0, 0.0, 0.0]
 
 
 def test_a_negative_zero_stays():
@@ -74,3 +75,17 @@ def test_a_negative_zero_stays():
 def test_what_cannot_be_summed_is_refused(tensors, weights):
     with pytest.raises(ValueError, match="summed"):
         weighted_sum(*tensors, weights=weights)
+
+
+def test_models_and_their_task_vectors_give_the_same(monkeypatch: pytest.MonkeyPatch):
+    base, x, y = (torch.randn(1001, generator=torch.Generator().manual_seed(i)).bfloat16() for i in range(3))
+    trims = {"weights": [0.5, 1.0], "low": [0.5, NEVER], "last": [700, -1]}
+    vectors = [z.float() - base.float() for z in (x, y)]
+    assert elect_sum(base, x, y, **trims).equal(elect_sum(base, *vectors, vectors=True, **trims))
+
+
+def test_what_is_no_number_is_not_lost():
+    base, x = torch.zeros(3), torch.tensor([float("nan"), 1.0, 2.0])
+    merged = elect_sum(base, x, -x, weights=[1.0, 2.0], low=[1.5, NEVER], last=[-1, -1])
+    assert torch.isnan(merged[0])
+    assert merged[1:].tolist() == [-1.0, -2.0]
