@@ -105,8 +105,8 @@ class Unlearn(Operation):
         bounded = self.method in ("ssd", "lfssd") and self.fisher == "sample"  # batches break the bound; there it is alpha itself
         if bounded and value is not None and value >= 1:
             raise BadParameter(
-                f"--strength {self.strength} is a proven no-op for {self.method}: with a = alpha |Df| / |D| at 1 or above no weight can "
-                "matter more to the forget set than a times to all data",
+                f"--strength {self.strength} is a proven no-op for {self.method}: where a = alpha |Df| / |D| is 1 or more, no weight "
+                "can matter alpha times as much to the forget set as to all data",
                 hint="--strength 0.2 (between 0.1 and 0.25 as a rule)",
             )
 
