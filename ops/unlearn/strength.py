@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 LOOK = 25  # steps between two looks
 ATTEMPTS = 4
 MARGIN = 0.5  # of what the limit allows to lose: the search stays well inside it, because it measures a sample
+EARLY = 0.25  # the same for stopping before the end: what was kept is still coming back then, and one good look may be luck
 TEXT_GROWTH = 1.03  # of the perplexity of plain text
 
 
@@ -145,9 +146,9 @@ class Steering:
         broken = math.inf if kept.text_loss is None else kept.text_loss
         return Look(step, 1.0 if forget is None else forget, kept.accuracy if pairs else None, broken if text else None)
 
-    def whole(self, look: Look) -> bool:
-        """Whether the rest is well within its limits."""
-        floor = 1 - MARGIN * (1 - self.goal.limit)
+    def whole(self, look: Look, margin: float = MARGIN) -> bool:
+        """Whether the rest is well within its limits: no more than `margin` of the allowed loss is used up."""
+        floor = 1 - margin * (1 - self.goal.limit)
         kept = look.retain is None or look.retain >= floor * (self.before.retain or 0.0)
         return kept and (look.text is None or look.text <= (self.before.text or 0.0) + math.log(TEXT_GROWTH))
 
@@ -168,7 +169,7 @@ class Watching:
             return False
         look = self.steering.look(done)
         self.looks.append(look)
-        return done >= self.least and look.forget <= self.steering.goal.target and self.steering.whole(look)
+        return done >= self.least and look.forget <= self.steering.goal.target and self.steering.whole(look, EARLY)
 
 
 class Attempt:
