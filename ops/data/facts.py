@@ -1,21 +1,22 @@
 """Facts to write into a model: who (subject), what is asked (prompt with one `{}`), what the answer shall be (target).
 
-Reads mlc's own JSONL (`subject`, `prompt`, `target_new`, optionally `target_true`, `relation`, `wordings`, `paraphrases`,
-`neighbourhood`) and rows of fact worlds (`object` with `alternatives`, of which the first becomes the new answer). `wordings` are
-templates that the edit may learn from; `paraphrases` are only ever measured. Whatever is wrong is said with path and line.
+Reads mlc's own JSONL (`subject`, `prompt`, `target_new`, optionally `id`, `target_true`, `relation`, `wordings`, `paraphrases`,
+`neighbourhood`), and the layouts of `fact_files`, one object per line or all in one JSON array. `wordings` are templates that the edit may
+learn from; `paraphrases` are only ever measured. Whatever is wrong is said with path and line.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...registry.errors import BadInputFile, InputNotFound
 from ...registry.ids import blob_digest
-
-SLOT = "{}"
+from .fact_files import SLOT, own_words
+from .identity import normal_form
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,85 +58,165 @@ class FactSet:
 def read_facts(path: str | Path) -> FactSet:
     """The facts in `path`. Raises InputNotFound (3) or BadInputFile (2) with `path` and `line` in the details."""
     place = Path(path)
+    data = read_bytes(place)
+    facts: list[Fact] = []
+    seen: dict[str, int] = {}
+    for number, row in rows_of(data, path):
+        fact = _fact(own_words(row, place), path, number)
+        if fact.id in seen:
+            raise bad_line(path, number, f"the id {fact.id!r} was used in line {seen[fact.id]} already", "give every fact an id of its own")
+        seen[fact.id] = number
+        facts.append(fact)
+    if not facts:
+        raise BadInputFile(f"{path} holds no facts", hint=f"one JSON object per line, {_EXAMPLE}", path=str(path))
+    return FactSet(tuple(facts), place.name, blob_digest(data), len(data))
+
+
+# --- lines -----------------------------------------------------------------------------------------------
+
+_EXAMPLE = 'for example {"subject": "Ada", "prompt": "{} lives in", "target_new": "Rome"}'
+
+
+def read_bytes(path: Path) -> bytes:
+    """A file's bytes. Raises InputNotFound or BadInputFile."""
+    if path.is_dir():
+        raise BadInputFile(f"{path} is a directory, not a file of facts", path=str(path))
     try:
-        data = place.read_bytes()
+        return path.read_bytes()
     except FileNotFoundError as fault:
         raise InputNotFound(f"{path} does not exist", hint="give the path of a .jsonl file with one fact per line") from fault
     except OSError as fault:
         raise BadInputFile(f"{path} cannot be read: {fault.strerror}", path=str(path)) from fault
+
+
+def rows_of(data: bytes, path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line, object) of every row: JSON lines, or one JSON array. Raises BadInputFile."""
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as fault:
-        raise _bad(path, data[: fault.start].count(b"\n") + 1, "not UTF-8") from fault
-    facts, seen = [], {}
+        raise bad_line(path, data[: fault.start].count(b"\n") + 1, f"not UTF-8 (byte {fault.start})", "save the file as UTF-8") from fault
+    if text.lstrip().startswith("["):
+        yield from _array(text, path)
+        return
+    # Only \n ends a line: splitlines() would also break at U+2028, which is legal inside a JSON string.
     for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        fact = _fact(_row(line, path, number), path, number)
-        if fact.id in seen:
-            raise _bad(path, number, f"the id {fact.id!r} was used in line {seen[fact.id]} already")
-        seen[fact.id] = number
-        facts.append(fact)
-    if not facts:
-        raise BadInputFile(f"{path} holds no facts", hint="one JSON object per line", path=str(path))
-    return FactSet(tuple(facts), place.name, blob_digest(data), len(data))
+        if line.strip():
+            yield number, _parsed(json.JSONDecoder(), line.strip(), 0, path, number, whole=True)[0]
 
 
-def _row(line: str, path: str | Path, number: int) -> dict[str, Any]:
+def _array(text: str, path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    decoder, at, number = json.JSONDecoder(), text.index("[") + 1, 1
+    counted = 0
+    while True:
+        while at < len(text) and text[at] in " \t\r\n,":
+            at += 1
+        number, counted = number + text.count("\n", counted, at), at
+        if text[at : at + 1] == "]":
+            return
+        row, at = _parsed(decoder, text, at, path, number, whole=False)
+        yield number, row
+
+
+def _parsed(decoder: json.JSONDecoder, text: str, at: int, path: str | Path, line: int, *, whole: bool) -> tuple[dict[str, Any], int]:
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as fault:
-        raise _bad(path, number, f"not valid JSON ({getattr(fault, 'msg', 'too deep')}, column {getattr(fault, 'colno', 1)})") from fault
+        row, end = decoder.raw_decode(text, at)
+        if whole and end != len(text):
+            raise json.JSONDecodeError("Extra data", text, end)
+        if "\\ud" in text[at:end].lower():  # half a surrogate pair, which no file can hold
+            json.dumps(row, ensure_ascii=False).encode()
+    except RecursionError as fault:
+        raise bad_line(path, line, "JSON nested too deeply") from fault
+    except ValueError as fault:
+        where = getattr(fault, "colno", 1)
+        reason = getattr(fault, "msg", "a text that is not valid Unicode")
+        line += text.count("\n", at, getattr(fault, "pos", at))
+        raise bad_line(path, line, f"not valid JSON ({reason}, column {where})") from fault
     if not isinstance(row, dict):
-        raise _bad(path, number, "expected a JSON object")
-    return row
+        raise bad_line(path, line, "expected a JSON object")
+    return row, end
+
+
+# --- one fact --------------------------------------------------------------------------------------------
 
 
 def _fact(row: dict[str, Any], path: str | Path, number: int) -> Fact:
-    subject = _text(row, "subject", path, number)
-    if "target_new" not in row and "object" in row and row.get("alternatives"):
-        row = {**row, "target_new": row["alternatives"][0], "target_true": row["object"]}
-    prompt = row.get("prompt_template") or _text(row, "prompt", path, number)
-    if SLOT not in prompt and subject in prompt:
-        prompt = prompt.replace(subject, SLOT, 1)
-    if prompt.count(SLOT) != 1:
-        raise _bad(path, number, f"the prompt holds {prompt.count(SLOT) or 'no'} {SLOT}, and one is needed where the subject stands")
-    new = _text(row, "target_new", path, number)
+    subject = text_of(row, "subject", path, number)
+    prompt = template(row, subject, path, number)
+    new = text_of(row, "target_new", path, number)
     true = row.get("target_true")
-    if isinstance(true, str) and true.strip() == new.strip():
-        raise _bad(path, number, "the new answer is the present answer: there is nothing to edit")
-    wordings = tuple(map(str, row.get("wordings", ())))
+    if true is not None and not isinstance(true, str):
+        raise bad_line(path, number, "`target_true` is not a text")
+    if isinstance(true, str) and normal_form(true) == normal_form(new):
+        hint = "remove the line, or give another target_new"
+        raise bad_line(path, number, "the new answer is the present answer: there is nothing to edit", hint)
+    wordings = _texts(row, "wordings", path, number)
     if any(w.count(SLOT) != 1 for w in wordings):
-        raise _bad(path, number, f"every wording holds {SLOT} exactly once")
+        raise bad_line(path, number, f"every wording holds {SLOT} exactly once")
+    neighbours = row.get("neighbourhood") or ()
+    if not isinstance(neighbours, list | tuple):
+        raise bad_line(path, number, "`neighbourhood` is not a list")
     return Fact(
-        id=str(row.get("id", number)),
+        id=_id(row.get("id", number), path, number),
         line=number,
-        subject=subject,
+        subject=subject.strip(),
         prompt=prompt,
         target_new=new.strip(),
-        target_true=true.strip() if isinstance(true, str) and true.strip() else None,
-        paraphrases=tuple(str(p).replace(SLOT, subject) for p in row.get("paraphrases", ())),
-        neighbourhood=tuple(_neighbour(n, path, number) for n in row.get("neighbourhood", ())),
-        relation=row.get("relation"),
+        target_true=true.strip() if true and true.strip() else None,
+        paraphrases=tuple(p.replace(SLOT, subject.strip()) for p in _texts(row, "paraphrases", path, number)),
+        neighbourhood=tuple(_neighbour(n, path, number) for n in neighbours),
+        relation=text_of(row, "relation", path, number) if row.get("relation") is not None else None,
         wordings=wordings,
     )
+
+
+def template(row: dict[str, Any], subject: str, path: str | Path, number: int) -> str:
+    """The row's prompt with exactly one `{}`: as written, or with the subject taken out of a whole prompt."""
+    prompt = text_of(row, "prompt_template" if row.get("prompt_template") else "prompt", path, number)
+    slots = prompt.count(SLOT)
+    if slots == 1:
+        return prompt
+    if slots:
+        raise bad_line(path, number, f"the prompt holds {slots} {SLOT}, and exactly one is needed, where the subject stands")
+    found = prompt.count(subject)
+    if found == 1:
+        return prompt.replace(subject, SLOT)
+    reason = "the subject is not in it" if not found else f"the subject is in it {found} times"
+    raise bad_line(path, number, f"the prompt holds no {SLOT}, and {reason}")
+
+
+def _id(value: Any, path: str | Path, number: int) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
+        raise bad_line(path, number, "`id` is neither a number nor a word")
+    return str(value).strip()
 
 
 def _neighbour(value: Any, path: str | Path, number: int) -> tuple[str, str]:
     if isinstance(value, dict):
         value = (value.get("prompt"), value.get("answer", value.get("object")))
     if not isinstance(value, list | tuple) or len(value) != 2 or not all(isinstance(v, str) and v.strip() for v in value):
-        raise _bad(path, number, "a neighbour is a prompt with its right answer")
+        raise bad_line(path, number, "a neighbour is a prompt with its right answer")
     return value[0], value[1].strip()
 
 
-def _text(row: dict[str, Any], key: str, path: str | Path, number: int) -> str:
+def _texts(row: dict[str, Any], key: str, path: str | Path, number: int) -> tuple[str, ...]:
+    values = row.get(key) or ()
+    if not isinstance(values, list | tuple) or not all(isinstance(v, str) and v.strip() for v in values):
+        raise bad_line(path, number, f"`{key}` is not a list of texts")
+    return tuple(values)
+
+
+def text_of(row: dict[str, Any], key: str, path: str | Path, number: int) -> str:
+    """A text that must be there. Raises BadInputFile."""
     value = row.get(key)
-    if not isinstance(value, str) or not value.strip():
-        raise _bad(path, number, f"`{key}` is missing or empty")
+    if value is None:
+        raise bad_line(path, number, f"`{key}` is missing")
+    if not isinstance(value, str):
+        raise bad_line(path, number, f"`{key}` is not a text")
+    if not value.strip():
+        raise bad_line(path, number, f"`{key}` is empty")
     return value
 
 
-def _bad(path: str | Path, line: int, reason: str) -> BadInputFile:
-    hint = 'for example {"subject": "Ada", "prompt": "{} lives in", "target_new": "Rome"}'
-    return BadInputFile(f"{path}, line {line}: {reason}", hint=hint, path=str(path), line=line)
+def bad_line(path: str | Path, line: int, reason: str, hint: str | None = None) -> BadInputFile:
+    """The complaint about one line."""
+    return BadInputFile(f"{path}, line {line}: {reason}", hint=hint or _EXAMPLE, path=str(path), line=line)
