@@ -123,9 +123,9 @@ class _Reader:
         return self.each(tree, "slices", one, ("sources", "base_model", "residual_weight", "parameters"))
 
     def source(self, item: Keys) -> Source:
-        span = item.get("layer_range")
-        whole = isinstance(span, list) and len(span) == 2 and all(isinstance(n, int) and not isinstance(n, bool) for n in span)
-        if not whole or not 0 <= span[0] < span[1]:
+        span = _items(item.get("layer_range"))
+        numbers = len(span) == 2 and all(isinstance(n, int) and not isinstance(n, bool) for n in span)
+        if not numbers or not 0 <= span[0] < span[1]:
             self.fail(item.lines.get("layer_range", item.lines.get("model")), "layer_range is [FIRST, END], for example [0, 4]")
         return Source(self.model(item), (span[0], span[1]), self.parameters(item))
 

@@ -50,7 +50,7 @@ class Merge(Operation):
     def __post_init__(self) -> None:
         if self.config is not None:
             typed = [f for f in ("weights", "density", "t", "lam", "normalize", "settings", "base") if getattr(self, f) not in (None, ())]
-            _require(not typed, f"--{(typed or [''])[0]} and --config cannot both be given", "put it into the file")
+            _require(not typed, f"--{' and --'.join(typed)} cannot be given beside --config", "put it into the file")
         else:
             _require(len(self.ingredients) >= 1, "merge needs ingredients", "for example: mlc merge main feature")
             method_of(self.method)
@@ -89,7 +89,7 @@ class Merge(Operation):
             raise BadParameter(f"{self.method} takes no weights", hint="`mlc merge --help`")
         if self.density:
             _require(len(self.density) in (1, len(beside)), f"--density gives {len(self.density)} numbers for {len(beside)} ingredients")
-            found["density"] = self.density[at] if len(self.density) > 1 else self.density[0]
+            found["density"] = self.density[at % len(self.density)]
             _require(0 < found["density"] <= 1, f"--density {found['density']:g} lies outside (0, 1]", "for example: --density 0.5")
         _require(all(math.isfinite(number) for number in found.values()), "weights and densities are finite numbers")
         return found
