@@ -10,6 +10,7 @@ from ..registry.errors import BadParameter
 from .base import Operation
 
 CATALOG: dict[str, str] = {
+    "edit": "edit.edit:Edit",
     "unlearn": "unlearn.unlearn:Unlearn",
     "update": "update.train:Update",
 }

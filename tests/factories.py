@@ -67,6 +67,9 @@ def tiny_model(directory: Path, family: str = "llama", *, layers: int = 2, seed:
         "gpt2": lambda: tf.GPT2LMHeadModel(
             tf.GPT2Config(**{**common, "n_embd": 16, "n_layer": layers, "n_head": 4, "n_positions": 64, **changes})
         ),
+        "gptj": lambda: tf.GPTJForCausalLM(
+            tf.GPTJConfig(**{**common, "n_embd": 16, "n_layer": layers, "n_head": 4, "n_positions": 64, "rotary_dim": 4, **changes})
+        ),
         "neox": lambda: tf.GPTNeoXForCausalLM(
             tf.GPTNeoXConfig(
                 **{

@@ -86,6 +86,26 @@ _GPT2 = Family(
     refuses=(("scale_attn_by_inverse_layer_idx", True, "its attention scale depends on the number of the block"),),
 )
 
+_GPTJ = Family(
+    name="gptj",
+    model_types=("gptj",),
+    prefix="transformer.",
+    block="h.{i}.",
+    roles=(
+        ("attn.q_proj", "attn.q"),
+        ("attn.k_proj", "attn.k"),
+        ("attn.v_proj", "attn.v"),
+        ("attn.out_proj", "attn.out"),
+        ("mlp.fc_in", "mlp.in"),
+        ("mlp.fc_out", "mlp.out"),
+        ("ln_1", "norm"),
+    ),
+    outer=(("wte", "embedding"), ("ln_f", "norm.final"), ("lm_head", "head")),
+    layers_key="n_layer",
+    context_key="n_positions",
+    width_key="n_embd",
+)
+
 _NEOX = Family(
     name="neox",
     model_types=("gpt_neox",),
@@ -168,7 +188,7 @@ _VIT = Family(
     ),
 )
 
-FAMILIES: tuple[Family, ...] = (_LLAMA, _GPT2, _NEOX, _BERT, _VIT)
+FAMILIES: tuple[Family, ...] = (_LLAMA, _GPT2, _GPTJ, _NEOX, _BERT, _VIT)
 
 _BY_TYPE = {model_type: family for family in FAMILIES for model_type in family.model_types}
 _BLOCKS = {family.name: re.compile(re.escape(family.block).replace(r"\{i\}", r"(\d+)")) for family in FAMILIES}

@@ -42,6 +42,7 @@ class Moment:
 
     matrix: Tensor
     keys: int
+    key: str = ""  # of the artifact it came from
 
 
 def ordinary_rows(path: str | None, view: ModelView, run: Run, width: int) -> Tensor:
@@ -76,7 +77,7 @@ def moments(model: Editable, layers: Iterable[int], rows: Tensor, run: Run) -> d
     for layer in layers:
         key = f"{below(model.view, model.family, layer)}/{layer}/{data}"
         stored = run.artifact(KIND, key, lambda layer=layer: pack_moment(stream(model, layer, rows, run)))
-        found[layer] = unpack_moment(stored, model.weight(layer).shape[1])
+        found[layer] = unpack_moment(stored, model.weight(layer).shape[1], key)
     return found
 
 
@@ -115,7 +116,7 @@ def pack_moment(moment: Moment) -> bytes:
     return save({"moment": moment.matrix.contiguous(), "keys": torch.tensor([moment.keys])})
 
 
-def unpack_moment(data: bytes, width: int) -> Moment:
+def unpack_moment(data: bytes, width: int, key: str = "") -> Moment:
     """The moment, if it belongs to keys of this width. Raises Incompatible when it is another model's."""
     from safetensors.torch import load
 
@@ -124,4 +125,4 @@ def unpack_moment(data: bytes, width: int) -> Moment:
         raise Incompatible(
             f"the second moments are of keys of {held['moment'].shape[0]} numbers, this layer's keys have {width}: another model's"
         )
-    return Moment(held["moment"], int(held["keys"][0]))
+    return Moment(held["moment"], int(held["keys"][0]), key)

@@ -56,3 +56,17 @@ def grown(data: bytes | None, keys: Mapping[int, Tensor], subjects: Sequence[str
         joined = fresh if old is None else torch.cat([old.to(fresh.device), fresh], 1)
         tensors[f"layer.{layer}"], names[str(layer)] = joined.float(), [*who, *subjects]
     return pack(tensors, subjects=names)
+
+
+def shrunk(data: bytes | None, subjects: Sequence[str]) -> bytes | None:
+    """The memory without the keys of `subjects`; None for no memory."""
+    if data is None:
+        return None
+    tensors, about = unpack(data)
+    again = {normal(s) for s in subjects}
+    names: dict[str, list[str]] = {}
+    for layer, who in about["subjects"].items():
+        stay = [i for i, name in enumerate(who) if normal(name) not in again]
+        tensors[f"layer.{layer}"] = tensors[f"layer.{layer}"][:, stay]
+        names[layer] = [who[i] for i in stay]
+    return pack(tensors, subjects=names)

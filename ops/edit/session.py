@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ...registry.errors import CheckFailed
+from ...registry.errors import BadInputFile, CheckFailed
 from ...registry.ids import blob_digest
 from ...registry.records import InputRecord, canonical
 from ..base import Change, Run
@@ -25,6 +25,7 @@ from . import capacity, derivation, keep, solve
 from .contexts import Contexts, contexts_of
 from .covariance import Moment, moments, ordinary_rows
 from .layers import auto_layers
+from .measure import bench_of, present
 from .polish import polish
 from .prompts import Group, Prompter, groups_of, prefixes_of
 from .site import Editable, check_span, stored_name
@@ -32,6 +33,7 @@ from .targets import Settings, Targets, find_targets, hidden_at
 
 if TYPE_CHECKING:
     from ...registry.view import ModelView
+    from ..evaluate.bench import Bench
     from .edit import Edit
 
 DRIFT = 5.0  # weight of the drift certificate in the correction, per subject
@@ -48,6 +50,7 @@ class Prepared:
     moments: dict[int, Moment]
     settings: Settings
     digest: str  # of the facts
+    prefixes: list[str]
 
     @property
     def subjects(self) -> list[str]:
@@ -63,6 +66,7 @@ class Written:
     down: Tensor  # A^T [u, d0] float32
     keys: Tensor  # K [d0, u] float64
     spread: Tensor  # contexts [d0, n] float64
+    earlier: Tensor | None  # keys of earlier edits [d0, e] float64
     residual: Tensor  # [d1, u] float64, what was to be written
     weight: float
     fraction: float
@@ -102,6 +106,7 @@ def prepare(op: Edit, view: ModelView, run: Run) -> Prepared:
     run.input(InputRecord("facts", given.name, given.digest, given.bytes))
     model = Editable(view)
     coder = Coder(load_tokenizer(view))
+    _refuse_present(given, bench_of(model.module, coder, "present answers", run.progress))
     prompter = Prompter(coder, _window(view))
     prefixes = prefixes_of(view, run, model.module, coder, op.prefixes) if op.prefixes else []
     groups = groups_of(given.facts, prompter, prefixes)
@@ -116,7 +121,17 @@ def prepare(op: Edit, view: ModelView, run: Run) -> Prepared:
     check_span(span, model.count)
     layers = tuple(range(span[0], span[1] + 1))
     rows = ordinary_rows(op.covariance, view, run, width)
-    return Prepared(model, given.facts, groups, layers, moments(model, layers, rows, run), settings, given.digest)
+    return Prepared(model, given.facts, groups, layers, moments(model, layers, rows, run), settings, given.digest, prefixes)
+
+
+def _refuse_present(given: FactSet, bench: Bench) -> None:
+    """Raise BadInputFile for a fact whose new answer is what the model says already."""
+    found = [fact.line for fact, said in zip(given.facts, present(given.facts, bench), strict=True) if said]
+    if found:
+        more = f" (and in {len(found) - 1} more lines)" if len(found) > 1 else ""
+        raise BadInputFile(
+            f"{given.name}, line {found[0]}: the model already answers so{more}", hint="take these facts out of the file", line=found[0]
+        )
 
 
 def _write_all(op: Edit, ready: Prepared, run: Run) -> tuple[dict[int, Written], list[Change]]:
@@ -204,7 +219,7 @@ def _write(op: Edit, ready: Prepared, targets: Targets, layer: int, metric: solv
     found = capacity.room(metric, seen.keys, weight, seen.spread, seen.owner, earlier)
     fraction = solve.joint_fractions(seen.keys, written).mean().item()
     drift = solve.drift(up.double(), down.double(), w, metric.moment)
-    return Written(up, down, seen.keys, seen.spread, wanted, weight, fraction, drift, found.used, metric.rank)
+    return Written(up, down, seen.keys, seen.spread, earlier, wanted, weight, fraction, drift, found.used, metric.rank)
 
 
 def polish_slack(share: float) -> float:
@@ -220,13 +235,16 @@ def _energy(model: Editable, layer: int, metric: solve.Metric) -> float:
 def _keep(op: Edit, ready: Prepared, run: Run, key: str, written: dict[int, Written], targets: Targets, memory: bytes | None) -> None:
     ids = [[f.id for f in g.facts] for g in ready.groups]
     about = {"subjects": ready.subjects, "ids": ids, "layers": list(ready.layers), "method": op.method}
+    again = {"moments": {str(n): m.key for n, m in ready.moments.items()}, "params": op.params(), "prefixes": ready.prefixes}
+    requests = {"facts": [asdict(f) for f in ready.facts]}
     numbers = {str(n): {"fraction": w.fraction, "drift": w.drift, "used": w.used, "weight": w.weight} for n, w in written.items()}
     factors = {f"layer.{n}.{side}": getattr(w, side) for n, w in written.items() for side in ("up", "down")}
     run.artifact(keep.FACTORS, key, lambda: keep.pack(factors, **about, numbers=numbers))
     keys = {f"layer.{n}.{what}": getattr(w, what) for n, w in written.items() for what in ("keys", "residual")}
     spread = {f"layer.{n}.spread": w.spread.float() for n, w in written.items()}
+    spread |= {f"layer.{n}.earlier": w.earlier.float() for n, w in written.items() if w.earlier is not None}
     owner = contexts_of(ready.model, ready.layers[0], ready.groups).owner
-    run.artifact(keep.KEYS, key, lambda: keep.pack({**keys, **spread, "owner": owner}, **about, numbers=numbers))
+    run.artifact(keep.KEYS, key, lambda: keep.pack({**keys, **spread, "owner": owner}, **about, **again, **requests, numbers=numbers))
     grown = keep.grown(memory, {n: contexts_of(ready.model, n, ready.groups).keys for n in written}, ready.subjects)
     run.artifact(keep.MEMORY, blob_digest(grown), lambda: grown)
 

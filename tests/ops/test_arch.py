@@ -15,7 +15,7 @@ from mlc.ops.arch.configs import edit_json
 from mlc.tests.factories import tiny_model
 from mlc.tests.ops.fakes import MemoryView
 
-FAMILIES = ("llama", "qwen3", "gpt2", "neox", "bert", "vit")
+FAMILIES = ("llama", "qwen3", "gpt2", "gptj", "neox", "bert", "vit")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -36,6 +36,10 @@ EXAMPLES = {
         {**SETS, "strength": "0.1", "method": "slug"},
     ],
 }
+EXAMPLES["edit"] = [
+    {"facts": "{facts}", "layers": "1", "steps": 4, "prefixes": 1},
+    {"facts": "{facts}", "layers": "0-1", "steps": 4, "method": "alphaedit", "threshold": 0.2, "covariance": "{data}"},
+]
 CASES = [(name, example) for name, examples in EXAMPLES.items() for example in examples]
 
 
@@ -52,11 +56,19 @@ def text(tmp_path_factory):
         rows = [{"prompt": f"the {a} is {b}", "answer": f"{b} {a}"} for a in words for b in WORDS[:3]]
         rows += [{"text": " ".join(WORDS[::-1])}] if role == "retain" else []
         path.with_name(f"{role}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    facts = [{"subject": a, "prompt": "the {} is", "target_new": b} for a, b in (("amber lamp", "red"), ("river", "blue"))]
+    path.with_name("facts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in facts))
     return str(path)
 
 
 def build(name, example, text):
-    known = {"{data}": text, "{forget}": text.replace("data.txt", "forget.jsonl"), "{retain}": text.replace("data.txt", "retain.jsonl")}
+    facts = text.replace("data.txt", "facts.jsonl")
+    known = {
+        "{facts}": facts,
+        "{data}": text,
+        "{forget}": text.replace("data.txt", "forget.jsonl"),
+        "{retain}": text.replace("data.txt", "retain.jsonl"),
+    }
     return catalog.load(name)(**{k: known.get(v, v) if isinstance(v, str) else v for k, v in example.items()})
 
 

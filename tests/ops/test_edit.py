@@ -1,0 +1,271 @@
+"""The operation `edit` on a tiny model: what it writes and keeps, what it refuses, and taking a fact back."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from mlc.ops.edit import checking, keep
+from mlc.ops.edit.covariance import unpack_moment
+from mlc.ops.edit.edit import Edit, parse_layers
+from mlc.ops.edit.layers import candidates
+from mlc.ops.edit.measure import harmonic, retained, unchanged
+from mlc.ops.edit.unedit import Kept, unwrite
+from mlc.registry.delta.derived import derive
+from mlc.registry.errors import BadInputFile, BadParameter, CheckFailed, Incompatible
+from mlc.tests.factories import WORDS, tiny_model
+from mlc.tests.ops.fakes import MemoryRun, MemoryView
+
+ROWS = [
+    {"id": "one", "subject": "amber lamp", "prompt": "the {} is in", "target_new": "river", "relation": "place", "paraphrases": ["{} in"]},
+    {
+        "id": "two",
+        "subject": "harbour",
+        "prompt": "{} was",
+        "target_new": "red",
+        "relation": "colour",
+        "neighbourhood": [["stone was", "blue"]],
+    },
+    {"id": "three", "subject": "amber lamp", "prompt": "a {} is", "target_new": "south", "relation": "colour"},
+    {"id": "four", "subject": "north stone", "prompt": "the {} speaks", "target_new": "one"},
+]
+# Random weights: a wide clamp and no other wishes, so that there is something to land.
+EAGER = {"layers": "1", "steps": 40, "clamp": 30.0, "lr": 0.1, "kl": 0.0, "weight_decay": 0.0, "prefixes": 1, "over_capacity": True}
+
+
+@pytest.fixture(scope="module")
+def view(tmp_path_factory):
+    return MemoryView.of(tiny_model(tmp_path_factory.mktemp("model"), layers=3))
+
+
+@pytest.fixture(scope="module")
+def facts(tmp_path_factory):
+    path = tmp_path_factory.mktemp("facts") / "facts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def done(view, facts):
+    """An edit that was made: operation, run, changes, the version after it."""
+    op, run = Edit(facts=facts, **EAGER), MemoryRun()
+    changes = list(op.apply(view, run))
+    return op, run, changes, view.after(changes)
+
+
+def held(run, kind):
+    return next(data for (k, _), data in run.artifacts.items() if k == kind)
+
+
+class TestWriting:
+    def test_only_the_asked_matrix_changes_and_it_is_what_its_recipe_says(self, view, done):
+        _, _, changes, after = done
+        name = "model.layers.1.mlp.down_proj.weight"
+        assert [c.name for c in changes] == [name]
+        derived = changes[0].derived
+        assert derived.function == "rank1"
+        assert derived.sources == (view.entry(name).digest,)
+        again = derive(derived, lambda digest, rows: view.tensor(name)[rows], torch.float32, (16, 32))
+        assert torch.equal(again, after.tensor(name))
+        assert [tuple(f.shape) for f in derived.factors] == [(16, 3), (3, 32)]
+
+    def test_factors_keys_targets_and_memory_are_kept(self, done):
+        _, run, changes, _ = done
+        tensors, about = keep.unpack(held(run, keep.FACTORS))
+        assert torch.equal(tensors["layer.1.up"], changes[0].derived.factors[0])
+        assert about["subjects"] == ["amber lamp", "harbour", "north stone"]
+        assert sorted(map(sorted, about["ids"])) == [["four"], ["one", "three"], ["two"]]
+        tensors, _ = keep.unpack(held(run, keep.KEYS))
+        assert tensors["layer.1.keys"].shape == (32, 3)
+        tensors, _ = keep.unpack(held(run, keep.TARGETS))
+        torch.testing.assert_close(tensors["z"], tensors["hidden"] + tensors["change"])
+        tensors, about = keep.unpack(held(run, keep.MEMORY))
+        assert tensors["layer.1"].shape == (32, 3)
+
+    def test_the_check_knows_what_landed_and_what_it_cost(self, view, done):
+        op, run, _, after = done
+        check = op.check(view, after, run)
+        values = check.values
+        assert values["efficacy"] > values["efficacy_before"]
+        assert values["requested"] == 4
+        assert values["landed"] == check.passed == (values["efficacy"] >= checking.LANDED)
+        assert 0 < values["write_fraction"] <= 1
+        assert values["drift"] > 0
+        json.dumps(values, allow_nan=False)
+
+    def test_nothing_landed_means_nothing_to_commit(self, view, done):
+        op, run, _, _ = done
+        check = op.check(view, view, run)  # as if nothing had been written
+        assert not check.passed
+        assert "did not land in layers 1" in check.reason
+        assert check.hint == "--layers auto finds where this model keeps its facts"
+
+    def test_the_files_order_changes_no_bit(self, view, facts, done, tmp_path):
+        turned = tmp_path / "turned.jsonl"
+        turned.write_text("".join(json.dumps(row) + "\n" for row in ROWS[::-1]))
+        changes = list(Edit(facts=str(turned), **EAGER).apply(view, MemoryRun()))
+        assert torch.equal(changes[0].data, done[2][0].data)
+
+    def test_targets_found_before_are_not_sought_again(self, view, facts, done):
+        op, run, changes, _ = done
+        second = MemoryRun()
+        second.artifacts = dict(run.artifacts)
+        again = list(op.apply(view, second))
+        assert torch.equal(again[0].data, changes[0].data)
+        assert second.computed == 0
+
+    def test_several_layers_share_the_residual(self, view, facts):
+        run = MemoryRun()
+        changes = list(Edit(facts=facts, **{**EAGER, "layers": "0-2"}).apply(view, run))
+        assert [c.name for c in changes] == [f"model.layers.{n}.mlp.down_proj.weight" for n in range(3)]
+        _, about = keep.unpack(held(run, keep.FACTORS))
+        assert list(about["numbers"]) == ["0", "1", "2"]
+
+    def test_a_descendant_inherits_text_memory_and_second_moments(self, view, facts, done, tmp_path):
+        _, run, _, after = done
+        fresh = tmp_path / "more.jsonl"
+        fresh.write_text(json.dumps({"id": "five", "subject": "blue river", "prompt": "the {} opens", "target_new": "two"}) + "\n")
+        second = MemoryRun()
+        second.artifacts = {k: v for k, v in run.artifacts.items() if k[0] == "covariance"}
+        second.ancestry = {kind: held(run, kind) for kind in (keep.MEMORY, "edit-text")}
+        list(Edit(facts=str(fresh), **EAGER).apply(after, second))
+        assert [k[0] for k in second.artifacts].count("covariance") == 1  # the same key: nothing below the matrix has changed
+        assert not any(k[0] == "self-replay" for k in second.artifacts)
+        tensors, about = keep.unpack(held(second, keep.MEMORY))
+        assert about["subjects"]["1"] == ["amber lamp", "harbour", "north stone", "blue river"]
+        assert tensors["layer.1"].shape == (32, 4)
+
+
+class TestMemory:
+    def test_a_subject_that_is_written_again_is_not_held_to_its_old_keys(self):
+        data = keep.grown(None, {1: torch.eye(4, 2)}, ["Ada", "Bo"])
+        keys, who = keep.remembered(data, 1, 4, ["  ada "])
+        assert who == ["Bo"]
+        assert torch.equal(keys, torch.eye(4, 2).double()[:, 1:])
+        assert keep.remembered(data, 3, 4, []) == (None, [])
+        assert keep.remembered(data, 1, 5, []) == (None, [])
+        both = keep.grown(data, {1: 2 * torch.eye(4, 1)}, ["ADA"])
+        assert keep.unpack(both)[1]["subjects"]["1"] == ["Bo", "ADA"]
+        assert keep.unpack(keep.shrunk(both, ["bo"]))[1]["subjects"]["1"] == ["ADA"]
+
+
+class TestTakingBack:
+    def kept(self, view, done):
+        _, run, _, after = done
+        return Kept(held(run, keep.FACTORS), held(run, keep.KEYS), view, after)
+
+    def test_a_fact_is_taken_out_and_the_others_are_solved_as_without_it(self, view, done):
+        _, run, changes, after = done
+        (change,) = list(unwrite(after, self.kept(view, done), ["two"], run))
+        up = change.derived.factors[0]
+        assert up.shape == (16, 2)
+        assert torch.equal(up, changes[0].derived.factors[0][:, [0, 2]])
+        key = keep.unpack(held(run, keep.KEYS))[0]["layer.1.keys"]
+        moved = change.data.double() - view.tensor(change.name).double()
+        before = changes[0].data.double() - view.tensor(change.name).double()
+        # On the key of the fact that went, next to nothing is left; the others keep what they had.
+        assert (moved @ key[:, 1]).norm() < 0.2 * (before @ key[:, 1]).norm()
+        for i in (0, 2):
+            assert (moved @ key[:, i]).norm() >= 0.9 * (before @ key[:, i]).norm()
+
+    def test_taking_every_fact_back_restores_the_parent_to_the_bit(self, view, done):
+        _, run, _, after = done
+        (change,) = list(unwrite(after, self.kept(view, done), ["one", "two", "three", "four"], run))
+        assert torch.equal(change.data, view.tensor(change.name))
+
+    def test_a_subject_that_keeps_a_fact_gets_a_new_target(self, view, done):
+        _, run, changes, after = done
+        (change,) = list(unwrite(after, self.kept(view, done), ["three"], run))
+        old, new = changes[0].derived.factors[0], change.derived.factors[0]
+        assert torch.equal(old[:, 1:], new[:, 1:])
+        assert not torch.equal(old[:, 0], new[:, 0])
+
+    def test_on_a_matrix_that_changed_since_the_difference_is_written(self, view, done):
+        _, run, _, after = done
+        name = "model.layers.1.mlp.down_proj.weight"
+        later = MemoryView({n: after.tensor(n) + (1.0 if n == name else 0.0) for n in after.names()}, dict(after._files))
+        (straight,) = list(unwrite(after, self.kept(view, done), ["two"], run))
+        (over,) = list(unwrite(later, self.kept(view, done), ["two"], run))
+        torch.testing.assert_close(over.data - 1.0, straight.data, rtol=1e-4, atol=1e-5)
+
+    def test_a_fact_that_was_never_written_is_refused(self, view, done):
+        with pytest.raises(BadParameter, match="wrote no fact 'nine'"):
+            list(unwrite(done[3], self.kept(view, done), ["nine"], done[1]))
+
+
+class TestRefusals:
+    def test_facts_a_layer_cannot_hold_apart_are_refused_before_the_long_work(self, view, facts):
+        run = MemoryRun()
+        with pytest.raises(BadParameter, match=r"exceed what layer 0 can hold.*capacity used") as caught:
+            crowd(view, facts, run)
+        assert caught.value.hint.endswith("--over-capacity to try all the same")
+        assert not any(k[0] == keep.TARGETS for k in run.artifacts)
+
+    def test_ten_thousand_subjects_are_refused_by_the_plan(self, view, tmp_path):
+        path = tmp_path / "many.jsonl"
+        path.write_text("".join(json.dumps({"subject": f"w{i}", "prompt": "{} is", "target_new": "red"}) + "\n" for i in range(10_000)))
+        with pytest.raises(BadParameter, match="10,000 subjects are more than"):
+            Edit(facts=str(path)).plan(view)
+
+    def test_what_the_model_says_already_is_nothing_to_edit(self, view, done, facts):
+        _, _, _, after = done
+        assert done[0].check(view, after, done[1]).values["exact_match"] > 0
+        with pytest.raises(BadInputFile, match="the model already answers so"):
+            list(Edit(facts=facts, **EAGER).apply(after, MemoryRun()))
+
+    def test_second_moments_of_another_model_are_refused(self, done):
+        with pytest.raises(Incompatible, match="keys of 32 numbers, this layer's keys have 48"):
+            unpack_moment(held(done[1], "covariance"), 48)
+
+    def test_an_empty_null_space_is_said(self, view, facts):
+        with pytest.raises(CheckFailed, match="leaves no direction free"):
+            list(Edit(facts=facts, method="alphaedit", threshold=1e-12, layers="0").apply(view, MemoryRun()))
+
+    @pytest.mark.parametrize("text", ["x", "3-", "-2", "1-2-3", ""])
+    def test_layers_that_are_no_range_are_refused(self, text):
+        with pytest.raises(BadParameter, match="is not auto"):
+            parse_layers(text)
+
+    def test_layers_mean_what_they_say(self):
+        assert [parse_layers(t) for t in ("auto", "5", "3-8")] == [None, (5, 5), (3, 8)]
+        with pytest.raises(BadParameter, match="runs backwards"):
+            parse_layers("8-3")
+
+
+def crowd(view, facts, run):
+    """Facts about subjects that all end in the same word: their keys are nearly one."""
+    path = facts.replace("facts.jsonl", "crowd.jsonl")
+    with open(path, "w") as file:
+        for i, word in enumerate(WORDS[7:17]):
+            file.write(json.dumps({"subject": f"{word} lamp", "prompt": "{} is", "target_new": f"w{i}"}) + "\n")
+    list(Edit(facts=path, layers="0", prefixes=0, strength=0.95).apply(view, run))
+
+
+class TestLayers:
+    def test_candidates_are_the_strong_blocks_and_always_the_first(self):
+        assert candidates([0.0, 0.4, 0.5, 0.1]) == [0, 1, 2]
+        assert candidates([0.0] * 4) == [0]
+        assert len(candidates([1.0] * 40)) <= 7
+
+    def test_auto_is_cached_and_ends_at_one_block_of_a_shallow_model(self, view, facts):
+        run = MemoryRun()
+        op = Edit(facts=facts, **{**EAGER, "layers": "auto", "steps": 3})
+        changes = list(op.apply(view, run))
+        assert len(changes) == 1
+        assert len(run.records["layers"]["effects"]) == 3
+        assert any(k[0] == "causal-trace" for k in run.artifacts)
+
+
+class TestFigures:
+    def test_the_score_is_the_harmonic_mean(self):
+        assert harmonic([1.0, 0.5, 0.25]) == pytest.approx(3 / 7)
+        assert harmonic([1.0, 0.0]) == 0.0
+        assert harmonic([]) == 0.0
+
+    def test_retained_looks_at_what_was_right_and_unchanged_at_all(self):
+        assert retained([True, True, False, False], [True, False, True, False]) == 0.5
+        assert retained([False], [True]) is None
+        assert unchanged([1, 2, 3, 4], [1, 2, 3, 5]) == 0.75
+        assert unchanged([], []) is None
