@@ -13,6 +13,7 @@ from .task_vectors import merge_task_vectors
 
 FORMULAS: dict[str, Callable[[Case], Tensor]] = {
     "linear": means.linear,
+    "sparse_soup": means.sparse_soup,
     "model_stock": means.model_stock,
     "sce": means.sce,
     "nearswap": means.nearswap,

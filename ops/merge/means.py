@@ -33,6 +33,19 @@ def linear(case: Case) -> Tensor:
     return sums.to(first.dtype)
 
 
+def sparse_soup(case: Case) -> Tensor:
+    """The linear merge of copies of one pruned model, whose zeros stay exact zeros (Zimmer et al., 2306.16788).
+
+    Raises ValueError when the zeros of a matrix differ between the ingredients, unless `union` accepts that the result is less sparse.
+    """
+    first, *others = case.tensors
+    zeros = first == 0
+    if first.dim() > 1 and not case.shared["union"] and any(not (x == 0).equal(zeros) for x in others):
+        raise ValueError("its zeros lie elsewhere in each ingredient, so the mean would be less sparse; --set union=true accepts that")
+    merged = linear(case)
+    return merged.masked_fill(merged == 0, 0.0)  # +0.0, whatever the signs were
+
+
 def model_stock(case: Case) -> Tensor:
     """t mean(x_i) + (1 - t) b with t = N c / (1 + (N - 1) c), c the mean cosine between task vectors (per row when `filter_wise`).
 

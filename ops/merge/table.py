@@ -73,6 +73,10 @@ METHODS: dict[str, Method] = {
     for m in (
         Method("linear", "linear", (_WEIGHT, Param("normalize", bool, True)), base="ingredient"),
         Method("soup", "linear", (Param("weight", float, 1.0, each=True), Param("normalize", bool, True)), base="ingredient"),
+        Method(
+            "sparse_soup", "sparse_soup",
+            (Param("weight", float, 1.0, each=True), Param("normalize", bool, True), Param("union", bool, False)), base="ingredient",
+        ),
         Method("slerp", "slerp", (Param("t", float),), most=1, symmetric=False),
         Method(
             "nuslerp", "nuslerp", (_WEIGHT, Param("nuslerp_row_wise", bool, False), Param("nuslerp_flatten", bool, True)),
