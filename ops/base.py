@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
@@ -132,6 +132,10 @@ class Run(Protocol):
         """The stored artifact of this kind and key, computed and kept when absent (kept also when refused)."""
         ...
 
+    def kept(self, rev: str, kind: str) -> bytes | None:
+        """The artifact of this kind that the commit `rev` keeps, or None; all that it keeps can be had by `artifact` from then on."""
+        ...
+
     def inherited(self, kind: str) -> bytes | None:
         """The artifact of this kind that the nearest commit behind this run keeps (first parents), or None: state that versions carry on."""
         ...
@@ -153,6 +157,22 @@ class Run(Protocol):
 
     def load_state(self) -> tuple[int, dict[str, torch.Tensor], dict[str, Json]] | None:
         """The last saved state of this run, or None for a fresh start."""
+
+
+class History(Protocol):
+    """What an operation may ask about the versions that it builds on, before it begins. Versions that were taken back are left out."""
+
+    def kept(self, kind: str) -> Iterator[tuple[str, bytes]]:
+        """(commit id, artifact) of every version behind that keeps one of this kind, nearest first."""
+        ...
+
+    def lost(self, commit: str) -> frozenset[str]:
+        """Ids of the facts of an edit that were taken back since."""
+        ...
+
+    def forgotten(self, name: str, records: Sequence[tuple[bytes, ...]]) -> dict[int, str]:
+        """Place of each record (its normal forms) that a version behind was made to forget -> that commit, as far as keys are still here."""
+        ...
 
 
 # --- the contract ----------------------------------------------------------------------------------------
@@ -182,6 +202,10 @@ class Operation(ABC):
     def output_kind(self) -> Literal["model", "adapter"]:
         """Whether the result is a whole model or an adapter on the parent; may depend on parameters."""
         return self.produces
+
+    def foresee(self, past: History) -> Self:
+        """The operation as it fits what is behind it; raises when it contradicts that. Default: itself, nothing is asked."""
+        return self
 
     @abstractmethod
     def plan(self, view: ModelView) -> Plan:

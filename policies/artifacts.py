@@ -7,7 +7,7 @@ that used it carries it into the object store; from then on the file is only a p
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,6 +47,12 @@ class ArtifactStore:
             return None
         return data, ArtifactRecord(kind, key, digest, len(data))
 
+    def adopt(self, records: Iterable[ArtifactRecord]) -> None:
+        """Let these artifacts, which a commit carries, be found by kind and key: also in a registry where they were not made."""
+        for record in records:
+            if self.repo.objects.has(record.digest) and not self._index(record.kind, record.key).is_file():
+                self._point(record)
+
     def carry(self, tx: Transaction, records: list[ArtifactRecord]) -> None:
         """Put the bytes of these artifacts among the objects of a transaction."""
         for record in records:
@@ -66,8 +72,14 @@ class ArtifactStore:
             target = self.path / digest
             target.unlink(missing_ok=True)  # a damaged one
             fs.write_new(target, data)
-            fs.replace_text(self._index(kind, key), canonical({"kind": kind, "key": key, "digest": digest, "bytes": len(data)}).decode())
-        return ArtifactRecord(kind, key, digest, len(data))
+        record = ArtifactRecord(kind, key, digest, len(data))
+        self._point(record)
+        return record
+
+    def _point(self, record: ArtifactRecord) -> None:
+        with fs.faults_in_words(self.path):
+            fs.make_dir(self.path)
+            fs.replace_text(self._index(record.kind, record.key), canonical(record.to_json()).decode())
 
     def _index(self, kind: str, key: str) -> Path:
         return self.path / f"{record_digest('mlc.artifact.v1', canonical([kind, key]))}.json"

@@ -26,6 +26,7 @@ from .court import Court
 from .imports import commit_directory, import_model
 from .naming import remove_name, set_name
 from .outcome import How, Outcome, Request
+from .past import Past
 from .promote import accept
 from .runs import ActiveRun, RunInfo, Runs
 from .takeback import revert, rollback
@@ -55,6 +56,7 @@ def run(repo: Repository, op: Operation | None, *, ref: str | None = None, resum
     if op is None:
         raise BadParameter("no operation was named", hint="mlc runs lists what can be resumed")
     target = aim(repo, ref, request.branch)
+    op = op.foresee(Past(repo, target.start))
     plan = op.plan(repo.view(target.start))
     if request.dry_run:
         return Outcome(branch=target.branch, plan=plan, warnings=tuple(op.expects().notes))

@@ -26,6 +26,7 @@ from ..registry.journal import utc_now
 from ..registry.keys import REGISTRY, request_scope
 from ..registry.records import ArtifactRecord, InputRecord, Json, canonical
 from .artifacts import ArtifactStore
+from .past import Past
 
 if TYPE_CHECKING:
     import torch
@@ -185,6 +186,17 @@ class ActiveRun:
         if record not in self.artifacts:
             self.artifacts.append(record)
         return data
+
+    def kept(self, rev: str, kind: str) -> bytes | None:
+        """The artifact of this kind that a commit keeps, or None. Raises RefNotFound, AmbiguousId, MissingObject."""
+        repo = self.store.repo
+        records = repo.commit(repo.resolve(rev)).artifacts
+        self.store.adopt(records)
+        return next((repo.blob(record.digest) for record in records if record.kind == kind), None)
+
+    def inherited(self, kind: str) -> bytes | None:
+        """The artifact of this kind that the nearest version behind keeps, or None."""
+        return next((data for _, data in Past(self.store.repo, self.info.start).kept(kind)), None)
 
     def pseudonym(self, data: bytes, *, scope: Literal["request", "registry"] = "request") -> str:
         """A keyed digest that stands for `data`, under this run's own key or the registry's."""

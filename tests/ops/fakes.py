@@ -146,6 +146,7 @@ class MemoryRun:
         self.inputs: list[InputRecord] = []
         self.artifacts: dict[tuple[str, str], bytes] = {}
         self.ancestry: dict[str, bytes] = {}
+        self.keeps: dict[tuple[str, str], bytes] = {}
         self.versions: dict[str, MemoryView] = {}
         self.computed = 0
         self.steps: list[tuple[str, int, int, dict[str, float]]] = []
@@ -170,6 +171,9 @@ class MemoryRun:
             self.computed += 1
             self.artifacts[kind, key] = compute()
         return self.artifacts[kind, key]
+
+    def kept(self, rev: str, kind: str) -> bytes | None:
+        return self.keeps.get((rev, kind))
 
     def inherited(self, kind: str) -> bytes | None:
         return self.ancestry.get(kind)
