@@ -6,9 +6,14 @@ import json
 
 import pytest
 
+from mlc.ops.unlearn.dampening import Dampener
+from mlc.ops.unlearn.exclusion import slots
+from mlc.ops.unlearn.session import prepare
+from mlc.ops.unlearn.ssd import by_sample
 from mlc.ops.unlearn.unlearn import Unlearn
 from mlc.policies import lifecycle
 from mlc.registry.errors import CheckFailed
+from mlc.tests.ops.fakes import MemoryRun, MemoryView
 
 LENIENT = '[[rule]]\nid = "any"\nmetric = "delta.max_abs"\nmax = 1e9\n'
 
@@ -34,6 +39,21 @@ def start(repo, material):
     policy.parent.mkdir(exist_ok=True)
     policy.write_text(LENIENT, encoding="utf-8")
     return lifecycle.import_model(repo, material / "models" / "facts-small", author="tester").commit_id
+
+
+def test_on_real_weights_the_bound_is_nearly_touched_and_never_crossed(material, facts):
+    import torch
+
+    torch.set_num_threads(1)
+    view = MemoryView.of(material / "models" / "facts-small")
+    ctx = prepare(Unlearn(method="ssd", **facts), view, MemoryRun())
+    places = slots(ctx.module, view, "norms")
+    base = by_sample(ctx, ctx.task.losses, "square", places)
+    damper = Dampener(ctx.module, places, base.forget, base.every)
+    largest = max(float(r[torch.isfinite(r)].max()) for r in damper.ratios()) * base.share
+    assert 0.99 < largest <= 1
+    assert [damper.apply(a / base.share) for a in (1.0, 1.5, 10.0)] == [0, 0, 0]
+    assert damper.values(1 / base.share) == {}
 
 
 def test_half_a_per_cent_of_the_weights_costs_one_per_cent_of_the_bytes_and_can_be_taken_back(repo, start, facts):
