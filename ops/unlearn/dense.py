@@ -65,7 +65,8 @@ class Trainer:
                 sources[name] = [i for i in ctx.retain.rows.of(pairs=pairs) if i not in left_out]
             lengths += ctx.retain.rows.lengths
         counts = {FORGET: op.batch, RETAIN: op.batch, TEXT: max(1, op.batch // TEXT_SHARE)}
-        read = record_digest("mlc.read.v1", f"{ctx.forget.items.digest}/{ctx.retain_digest}".encode())
+        # It goes into the saved state, hence the forget set by its keyed digest: a plain one of short texts can be guessed.
+        read = record_digest("mlc.read.v1", f"{ctx.run.pseudonym(ctx.forget.items.payload)}/{ctx.retain_digest}".encode())
         return Draws(sources, counts, tokens=sum(lengths) / len(lengths), seed=ctx.run.seed, read=read)
 
     def run(self, rate: float, draws: Draws, run: Run, watch: Watch | None = None) -> Outcome:
