@@ -77,6 +77,8 @@ def methods(bench: Bench) -> Iterator[tuple[str, Callable[[], tuple[MemoryView, 
     for mask in ("attribution", "random"):
         # The same rate and steps for both masks: a search would compensate for a poor one.
         yield f"wagle 0.1 npo {mask}", unlearned(method="wagle", keep_ratio=0.1, mask=mask, strength="1")
+        few = {"strength": "1", "lr": 5e-4, "steps": 120}
+        yield f"wagle 0.1 npo {mask}, 120 steps at 5e-4", unlearned(method="wagle", keep_ratio=0.1, mask=mask, **few)
     for method in ("ssd", "lfssd", "assd", "slug"):
         yield method, unlearned(method=method)
 
