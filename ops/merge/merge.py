@@ -7,7 +7,7 @@ the result follows; the others are read by `run.version`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -39,7 +39,7 @@ class Merge(Operation):
     lam: float | None = option(None, help="factor on the merged task vector (default 1)", flag="--lambda")
     normalize: bool | None = option(None, help="divide by the sum of the weights (default: as the method has it)")
     settings: tuple[str, ...] = option((), help="NAME=VALUE: any further parameter of the method", flag="--set")
-    config: str | None = option(None, help="a merge file in mergekit's YAML instead of these options")
+    config: str | None = option(None, help="a merge file in mergekit's YAML instead of these options")  # or its text: see `pins.pinned`
     scope: str = option("tensor", help="tensor or model: what a magnitude trim ranks over")
     rng: str = option("keyed", help="keyed: random masks depend on seed, tensor and ingredient alone; mergekit: its one running generator")
     parity: bool = option(False, help="the bits of mergekit 0.1.5: its generator, its order among equals, its fused sums")
@@ -71,37 +71,49 @@ class Merge(Operation):
         models, base = self.ingredients, self.base
         if self.method in ("slerp", "nearswap") and base is None and len(models) == 2:
             base = models[0]  # the end at t = 0
-        beside = [model for model in models if model != base or METHODS[self.method].base == "ingredient"]
-        sources = tuple(Source(model, None, self._each(model, beside)) for model in models)
+        counted = [model != base or METHODS[self.method].base == "ingredient" for model in models]
+        sources = tuple(Source(model, None, self._each(at, counted)) for at, model in enumerate(models))
         shared = {key: value for key, value in (("t", self.t), ("lambda", self.lam), ("normalize", self.normalize)) if value is not None}
         shared |= dict(_pair(text) for text in self.settings)
         base = base if METHODS[self.method].base != "ingredient" else None
         return Recipe(self.method, (Slice(sources),), base, shared, self.dtype, self.out_dtype, self.tokenizer).validated()
 
-    def _each(self, model: str, beside: list[str]) -> dict[str, Any]:
-        if model not in beside:
+    def _each(self, at: int, counted: Sequence[bool]) -> dict[str, Any]:
+        """Weight and density of the ingredient at this place; `counted`: which of them are merged, and not just the base once more."""
+        if not counted[at]:
             return {}
-        method, found, at = METHODS[self.method], {}, beside.index(model)
+        method, found = METHODS[self.method], {}
         if method.param("weight") is not None:
-            _require(len(self.weights) in (0, len(beside)), f"--weights gives {len(self.weights)} numbers for {len(beside)} ingredients")
-            found["weight"] = self.weights[at] if self.weights else 1.0 / len(beside)
+            found["weight"] = self._number("weights", at, counted, 1.0 / sum(counted))
         elif self.weights:
             raise BadParameter(f"{self.method} takes no weights", hint="`mlc merge --help`")
-        if self.density:
-            _require(len(self.density) in (1, len(beside)), f"--density gives {len(self.density)} numbers for {len(beside)} ingredients")
-            found["density"] = self.density[at % len(self.density)]
+        if len(self.density) == 1:
+            found["density"] = self.density[0]
+        elif self.density:
+            found["density"] = self._number("density", at, counted, 1.0)
+        if "density" in found:
             _require(0 < found["density"] <= 1, f"--density {found['density']:g} lies outside (0, 1]", "for example: --density 0.5")
         _require(all(math.isfinite(number) for number in found.values()), "weights and densities are finite numbers")
         return found
 
-    def _from_file(self, path: str) -> Recipe:
-        from .config import read_config
-        from .pins import renamed
+    def _number(self, option: str, at: int, counted: Sequence[bool], default: float) -> float:
+        """The number for the ingredient at this place, where one is given for each that is named, or for each but the base."""
+        numbers = getattr(self, option)
+        merged = sum(counted)
+        _require(len(numbers) in (0, merged, len(counted)), f"--{option} gives {len(numbers)} numbers for {merged} ingredients")
+        return default if not numbers else numbers[at if len(numbers) == len(counted) else sum(counted[:at])]
 
-        found = read_config(path)
+    def _from_file(self, path: str) -> Recipe:
+        from .config import parse_config, read_config
+        from .pins import TEXT, renamed
+
+        found = parse_config(path.encode("utf-8")) if path.startswith(TEXT) else read_config(path)
         return renamed(found, self.ingredients, self.dtype, self.out_dtype, self.tokenizer)
 
     # --- the contract ---
+
+    def joins(self) -> tuple[str, ...]:
+        return (self.ingredients if self.config is None else self.recipe().ingredients())[1:]
 
     def plan(self, view: ModelView) -> Plan:
         recipe = self.recipe()

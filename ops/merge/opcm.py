@@ -80,13 +80,21 @@ Store = Callable[[str, Tensor], None]
 
 
 def absorb(
-    names: Iterable[str], base: Read, merged: Read, task: Read, matrix: Callable[[str], bool], state: State, keep: Store, kept: Read
+    names: Iterable[str],
+    base: Read,
+    merged: Read,
+    task: Read,
+    matrix: Callable[[str], bool],
+    state: State,
+    keep: Store,
+    kept: Read,
+    adds: Store | None = None,
 ) -> Iterator[tuple[str, Tensor] | State]:
     """Fold one model in, streaming: yields (name, tensor of the new merge, float32), and at last the new state.
 
     Args: base, merged, task: read one tensor; matrix: whether a tensor is the weight of a linear map, and so is projected; keep and kept:
-    put away and fetch the unscaled sum lambda T + D~ of a tensor (float32), since the scale is known only when all were seen. For the first
-    model the merge is that model. Holds a handful of copies of one tensor. Raises ValueError when a name is given twice.
+    put away and fetch the unscaled sum lambda T + D~ of a tensor (float32), since the scale is known only when all were seen; adds: told the projected task vector D~
+    of each tensor. For the first model the merge is that model. Holds a handful of copies of one tensor. Raises ValueError when a name is given twice.
     """
     names = tuple(names)
     if len(set(names)) != len(names):
@@ -101,6 +109,8 @@ def absorb(
         tasks += float(delta.double().square().sum())
         sums += float(total.double().square().sum())
         keep(name, total)
+        if adds is not None:
+            adds(name, added)
     after = absorbed(state, math.sqrt(tasks), math.sqrt(sums))
     for name in names:
         yield name, (base(name).float() + kept(name) / after.scale) if state.count else task(name).float()

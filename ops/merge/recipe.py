@@ -66,6 +66,10 @@ class Recipe:
             named.append(self.tokenizer)
         return tuple(dict.fromkeys(named))
 
+    def ingredients(self) -> tuple[str, ...]:
+        """The versions that go into the result, in order of first mention; a base that is only measured from is none of them."""
+        return tuple(dict.fromkeys(source.model for piece in self.slices for source in self.inputs(piece)[1]))
+
     def inputs(self, piece: Slice) -> tuple[str | None, tuple[Source, ...]]:
         """(base, ingredients) of a slice as the method sees them; a base that a method takes as an ingredient comes last if not listed."""
         base = piece.base or self.base

@@ -29,6 +29,7 @@ from .files import changed_files
 from .formulas import merge_tensor
 from .global_trim import Cut, cut_at, cuts_over_model
 from .layout import Output, Part, lay_out, tie_heads
+from .pins import TEXT
 from .recipe import Recipe
 from .vocabulary import Vocabulary, unify
 
@@ -44,7 +45,7 @@ def apply(op: Merge, view: ModelView, run: Run) -> Iterator[Change]:
     """The changes that turn `view` into the merged model. Raises Incompatible, BadParameter or CheckFailed before anything is yielded
     wherever names, shapes and settings can tell."""
     recipe = op.recipe()
-    if op.config is not None:
+    if op.config is not None and not op.config.startswith(TEXT):
         from pathlib import Path
 
         data = Path(op.config).read_bytes()
@@ -235,8 +236,9 @@ class Job:
         parts = [*([output.base] if output.base else []), *output.parts]
         words = {self.views[p.model].entry(p.tensor).dtype for p in parts}
         plain = method.formula == "linear" or (method.formula == "task" and method.trim is None and not method.vote)
-        aligned = self.vocabulary is not None and per_token(self.views, parts[0])
-        if self.native or not plain or aligned or not words <= set(DERIVABLE) or data.dtype == torch.float64:
+        apart = any(self.views[p.model].adapter for p in parts)  # what an adapter's tensor is after its merge is stored nowhere
+        apart |= self.vocabulary is not None and per_token(self.views, parts[0])
+        if self.native or not plain or apart or not words <= set(DERIVABLE) or data.dtype == torch.float64:
             return None
         weights = [p["weight"] for p in output.each]
         total = [float(torch.tensor(weights, dtype=torch.float32).sum())] if output.shared["normalize"] else []
@@ -247,7 +249,7 @@ class Job:
         return self.views[part.model].entry(part.tensor).digest
 
     def _check_finite(self, name: str, data: Tensor, inputs: Iterable[Tensor]) -> None:
-        if bool(torch.isfinite(data.sum(dtype=torch.float32))):  # then every one of them is; the sum may overflow though none does
+        if bool(torch.isfinite(data.sum())):  # then every one of them is; the sum may overflow though none does
             return
         if not bool(torch.isfinite(data).all()) and all(bool(torch.isfinite(x).all()) for x in inputs):
             raise CheckFailed(f"{name} became infinite or no number by {self.recipe.method}", hint="smaller weights, or --dtype float32")

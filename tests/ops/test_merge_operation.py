@@ -58,6 +58,22 @@ def test_what_is_equal_everywhere_is_not_read(versions):
     assert known["copy"].reads == []
 
 
+def test_two_names_of_one_version_are_two_ingredients(versions):
+    pinned = Merge(ingredients=("m1", "m1"), weights=(0.25, 0.75)).recipe()
+    assert [source.parameters["weight"] for source in pinned.slices[0].sources] == [0.25, 0.75]
+    assert merged(versions, "m1", "m1", weights=(0.25, 0.75)).snapshot_id == versions["m1"].snapshot_id
+
+
+def test_an_ingredient_that_is_the_base_is_not_merged_and_its_weight_not_used():
+    for weights in ((0.5, 0.3, 0.2), (0.3, 0.2)):
+        recipe = Merge(
+            ingredients=("base", "a", "b"), method="ties", base="base", weights=weights, density=(0.1, 0.2, 0.3)[: len(weights)]
+        ).recipe()
+        base, sources = recipe.inputs(recipe.slices[0])
+        assert base == "base"
+        assert [source.parameters["weight"] for source in sources] == [0.3, 0.2]
+
+
 def test_a_merge_follows_the_weights_of_its_ingredients(versions):
     name = "model.layers.0.mlp.up_proj.weight"
     result = merged(versions, "m1", "m2", weights=(3.0, 1.0))
