@@ -203,6 +203,10 @@ class Operation(ABC):
         """Whether the result is a whole model or an adapter on the parent; may depend on parameters."""
         return self.produces
 
+    def joins(self) -> tuple[str, ...]:
+        """Further versions whose content goes into the result, by commit id: parents of the commit, behind the one that is changed."""
+        return ()
+
     def foresee(self, past: History) -> Self:
         """The operation as it fits what is behind it; raises when it contradicts that. Default: itself, nothing is asked."""
         return self

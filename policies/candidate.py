@@ -15,6 +15,7 @@ from ..registry.journal import utc_now
 from ..registry.records import ArtifactRecord, Commit, InputRecord, Json, OperationRecord, Snapshot, TensorDelta, Verdict
 from .court import Case, Court
 from .environment import environment
+from .facts import PARENT, Comparison
 from .gate import failures, summary
 from .measure import Gathered
 from .outcome import Outcome, Request
@@ -60,8 +61,11 @@ def settle(court: Court, tx: Transaction, candidate: Candidate) -> Outcome:
         candidate.expects,
         candidate.check,
         tuple(candidate.deltas),
+        candidate.parents[1:],
     )
     ruling = court.hear(case)
+    if case.beside:
+        candidate.check = {**candidate.check, "parents": _against_parents(ruling.gathered, candidate.parents)}
     candidate.warnings += ruling.gathered.warnings
     candidate.warnings += [f"{o.rule}: {o.sentence}" for o in ruling.verdict.rules if o.outcome == "warn"]
     candidate.inputs += [record for record in court.records if record not in candidate.inputs]
@@ -131,6 +135,24 @@ def _record(
         warnings=tuple(dict.fromkeys(candidate.warnings)),
         means=candidate.means,
     )
+
+
+def _against_parents(measured: Gathered, parents: tuple[CommitId, ...]) -> dict[str, Json]:
+    """What became of each parent's answers and numbers, by parent and suite: the first was judged, the others are told."""
+    found: dict[str, Json] = {}
+    for label, parent in zip((PARENT, *parents[1:]), parents, strict=True):
+        found[parent] = told = {}
+        for suite in measured.suites:
+            other = suite.against.get(label)
+            if other is not None:
+                told[suite.name] = {**_flips(other), "before": dict(other.before), "after": dict(suite.after)}
+    return found
+
+
+def _flips(other: Comparison) -> dict[str, Json]:
+    """The counts that people ask for first; none for a suite without right and wrong."""
+    words = ("n", "negative_flips", "positive_flips", "nfr", "nfr_upper95")
+    return {} if other.flips is None else {word: getattr(other.flips, word) for word in words}
 
 
 def _sorted(inputs: Iterable[InputRecord]) -> list[InputRecord]:

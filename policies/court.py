@@ -40,6 +40,7 @@ class Case:
     expects: dict[str, Json] = field(default_factory=dict)
     check: dict[str, Json] = field(default_factory=dict)
     deltas: tuple[TensorDelta, ...] = ()
+    beside: tuple[CommitId, ...] = ()  # further parents: measured and compared under their ids, judged by no rule of `parent`
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ class Court:
 
     def hear(self, case: Case, *, bench: Bench | None = None) -> Ruling:
         """Measure what is not measured yet, and judge."""
-        versions = {PARENT: case.before} | self.others
+        versions = {PARENT: case.before} | {str(other): other for other in case.beside} | self.others
         snapshots = {label: self.repo.commit(commit).snapshot for label, commit in versions.items()}
         gathered = gather(bench or Bench(self.repo, self.request), self.suites, case.snapshot.id, snapshots)
         facts = Facts(

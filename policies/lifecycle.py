@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Unpack
@@ -29,6 +29,7 @@ from .outcome import How, Outcome, Request
 from .past import Past
 from .promote import accept
 from .runs import ActiveRun, RunInfo, Runs
+from .standing import require_accepted
 from .takeback import revert, rollback
 from .targets import Target, aim
 
@@ -41,13 +42,22 @@ LATEST = "latest"  # instead of a run's id
 SEED = "run"  # the one seed that an operation derives everything random from
 
 
-def run(repo: Repository, op: Operation | None, *, ref: str | None = None, resume: str | None = None, **how: Unpack[How]) -> Outcome:
+def run(
+    repo: Repository,
+    op: Operation | None,
+    *,
+    ref: str | None = None,
+    resume: str | None = None,
+    told: Mapping[str, Json] | None = None,
+    **how: Unpack[How],
+) -> Outcome:
     """Carry out `op` on `ref` (HEAD) and make history of the result.
 
     An accepted result moves the branch. A refused one is kept without a ref and GateRefused is raised, with the outcome
     in its details. CheckFailed when the operation is not satisfied with itself: nothing is committed. Interrupted when
     the user stops it. `resume` (a run's id, or `latest`) goes on from the last saved state with the options that the run
     was started with, and reaches the same snapshot; `op` may then be None, and StalePlan is raised when it is another.
+    `told` is kept in the commit's check: how the operation came about.
     """
     request = Request.of(repo, **how)
     court = Court.open(repo, request)
@@ -61,6 +71,7 @@ def run(repo: Repository, op: Operation | None, *, ref: str | None = None, resum
     if request.dry_run:
         return Outcome(branch=target.branch, plan=plan, warnings=tuple(op.expects().notes))
     with Runs(repo).begin(**_asked(op, target, request)) as active:
+        active.facts.update(told or {})
         return _carried_out(court, op, target, plan, active)
 
 
@@ -83,7 +94,7 @@ def replay(repo: Repository, rev: str, **how: Unpack[How]) -> tuple[Outcome, boo
         active.listener = request.progress
         try:
             with repo.ingest() as tx:
-                snapshot, _ = _applied(repo, tx, op, repo.view(commit.parents[0]), None, active)
+                snapshot, _ = applied(repo, tx, op, repo.view(commit.parents[0]), None, active)
         finally:
             active.finish()
     return Outcome(commit, commit_id, check=commit.check, warnings=tuple(active.notes)), snapshot.id == commit.snapshot
@@ -147,7 +158,7 @@ def _attempt(court: Court, op: Operation, target: Target, plan: Plan, active: Ac
     with repo.ingest(active.info.txid, estimate=plan.bytes_touched) as tx:
         if tx.recorded is not None and tx.recorded.body.get("commit"):
             return _told_again(repo, CommitId(tx.recorded.body["commit"]), target, active)
-        snapshot, deltas = _applied(repo, tx, op, before, plan, active)
+        snapshot, deltas = applied(repo, tx, op, before, plan, active)
         after = repo.view(snapshot.id)
         check = op.check(before, after, active)
         values = {**active.facts, **check.values}
@@ -158,7 +169,7 @@ def _attempt(court: Court, op: Operation, target: Target, plan: Plan, active: Ac
             target=target,
             op=OperationRecord(op.name, op.version, op.params()),
             snapshot=snapshot,
-            parents=(target.start,),
+            parents=_parents(repo, op, target),
             deltas=deltas,
             check=values,
             expects={"may_forget": op.expects().may_forget, "lossless": op.expects().lossless},
@@ -172,7 +183,7 @@ def _attempt(court: Court, op: Operation, target: Target, plan: Plan, active: Ac
     return outcome
 
 
-def _applied(
+def applied(
     repo: Repository, tx: Transaction, op: Operation, before: ModelView, plan: Plan | None, active: ActiveRun
 ) -> tuple[Snapshot, list[TensorDelta]]:
     """Let the operation speak and store what it says; sealed, so that the result can be read."""
@@ -188,6 +199,14 @@ def _applied(
         snapshot, deltas = directory.rebuild(tx, base, changes)
     tx.seal()
     return snapshot, deltas
+
+
+def _parents(repo: Repository, op: Operation, target: Target) -> tuple[CommitId, ...]:
+    """The version that was changed, and what the operation joined to it: a refused one is no ingredient (GateRefused)."""
+    joined = [repo.resolve(rev) for rev in op.joins()]
+    for commit_id in joined:
+        require_accepted(repo, commit_id, "it cannot be merged")
+    return tuple(dict.fromkeys((target.start, *joined)))
 
 
 def _asked(op: Operation, target: Target, request: Request) -> dict[str, Json]:

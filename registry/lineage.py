@@ -47,8 +47,14 @@ def is_ancestor(old: Key, new: Key, parents: Parents[Key]) -> bool:
 
 def merge_bases(a: Key, b: Key, parents: Parents[Key]) -> list[Key]:
     """The best common ancestors: none of them lies behind another. A criss-cross has several; nearest to `a` first; [] when unrelated."""
-    behind_b = set(ancestors([b], parents))
-    common = [commit for commit in ancestors([a], parents) if commit in behind_b]
+    return common_bases([a, b], parents)
+
+
+def common_bases(commits: Sequence[Key], parents: Parents[Key]) -> list[Key]:
+    """The best ancestors that all of `commits` share, nearest to the first one first; [] when there is none."""
+    first, *others = commits
+    behind = [set(ancestors([other], parents)) for other in others]
+    common = [commit for commit in ancestors([first], parents) if all(commit in line for line in behind)]
     # Common ancestors are closed under "parent of": what lies behind one of them is a parent of one of them.
     surpassed = {parent for commit in common for parent in parents(commit)}
     return [commit for commit in common if commit not in surpassed]

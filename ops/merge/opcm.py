@@ -93,8 +93,9 @@ def absorb(
     """Fold one model in, streaming: yields (name, tensor of the new merge, float32), and at last the new state.
 
     Args: base, merged, task: read one tensor; matrix: whether a tensor is the weight of a linear map, and so is projected; keep and kept:
-    put away and fetch the unscaled sum lambda T + D~ of a tensor (float32), since the scale is known only when all were seen; adds: told the projected task vector D~
-    of each tensor. For the first model the merge is that model. Holds a handful of copies of one tensor. Raises ValueError when a name is given twice.
+    put away and fetch the unscaled sum lambda T + D~ of a tensor (float32), since the scale is known only when all were seen; adds: told
+    the projected task vector D~ of each tensor. For the first model the merge is that model. Holds a handful of copies of one tensor.
+    Raises ValueError when a name is given twice.
     """
     names = tuple(names)
     if len(set(names)) != len(names):
