@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ...registry.records import Json
     from .context import Context
 
+SHUNNED = 0.25  # a membership AUC below this tells members apart as surely as one above 0.75
 RELEARNED = ("after", "rest_after", "area", "recovered")  # of what `relearn` says, kept as flat values
 
 
@@ -31,6 +32,11 @@ def findings(ctx: Context, was: nn.Module, now: nn.Module, recall: float | None)
     if found.get("mia_auc_after") is not None:
         aim = found.get("mia_auc_reference")
         found["privleak_after"] = _rounded(privleak(found["mia_auc_after"], 0.5 if aim is None else aim))
+        if found["mia_auc_after"] < SHUNNED:
+            ctx.run.note(
+                f"the forgotten records stand out by what they cost now (membership AUC {found['mia_auc_after']:.2f}, 0.5 is ideal): "
+                "one who holds such a record can tell that it was removed; a smaller --strength leaves less of a mark"
+            )
     if reference is not None:
         found |= _against(ctx, now, reference)
     if ctx.op.measure == "full":

@@ -49,7 +49,7 @@ class Unlearn(Operation):
     lr: float | None = option(None, help="dense, wagle: peak learning rate (default: by model size and method)")
     batch: int = option(32, help="records to forget per step; as many to keep, and a quarter as many rows of plain text")
     retain_weight: float = option(1.0, help="dense, wagle: weight of what is to be kept in the loss")
-    beta: float | None = option(None, help="npo (0.1), simnpo (4.5): how soon a forgotten record is left alone")
+    beta: float | None = option(None, help="how soon a forgotten record is left alone (npo: 0.1, simnpo: 4.5)")
     margin: float = option(0.0, help="simnpo: nats per token beyond which a record counts as forgotten")
     gamma: float | None = option(None, help="wagle: scale of the retain gradient in the score (default: by the medians of both terms)")
     mask: str = option("attribution", help="wagle: attribution, or random (a control)")

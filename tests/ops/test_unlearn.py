@@ -235,6 +235,18 @@ def test_a_holdout_and_a_reference_are_compared_with(small, tmp_path):
     json.dumps(values, allow_nan=False)
 
 
+def test_records_that_stand_out_after_forgetting_are_said_to_tell_what_was_removed(small, tmp_path):
+    view, sets = small
+    strangers = [{"prompt": f"w{i} sells the", "answer": "lamp"} for i in range(20, 26)]
+    op = unlearn(sets, objective="graddiff", steps=40, strength="4", retain_weight=0.0, holdout_set=jsonl(tmp_path / "h.jsonl", strangers))
+    loud, still = MemoryRun(), MemoryRun()
+    values = op.check(view, result(op, view, loud), loud).values
+    assert values["mia_auc_after"] < 0.25
+    assert any("can tell that it was removed" in note for note in loud.notes)
+    op.check(view, view, still)
+    assert not still.notes
+
+
 # --- the check ---
 
 FINE = {
