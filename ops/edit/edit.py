@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from ...registry.errors import BadParameter
-from ..base import Change, Check, Expectations, Operation, Plan, Run, option
+from ..base import Change, Check, Expectations, History, Operation, Plan, Run, option
+from .conflicts import settled
+from .requests import requested
+from .world import parse_dates
 
 if TYPE_CHECKING:
     from ...registry.view import ModelView
@@ -31,7 +34,7 @@ class Edit(Operation):
     needs_forward: ClassVar[bool] = True
 
     facts: str | None = option(None, help="facts to write: JSONL with subject, prompt (one {}) and target_new")
-    world: tuple[str, ...] = option((), help="OLD NEW: two fact files; what changed between them is written")
+    world: tuple[str, ...] = option((), help="two files of triples, the old world and the new one: what changed is written")
     method: str = option("memit", help="memit, or alphaedit (writes only where ordinary text leaves no trace)")
     layers: str = option(AUTO, help="blocks whose MLP output is changed, such as 5 or 3-8; auto finds where the model keeps its facts")
     covariance: str | None = option(None, help="ordinary text whose keys are to be spared (default: sampled from the model itself)")
@@ -45,7 +48,9 @@ class Edit(Operation):
     )
     prefixes: int = option(3, help="sampled beginnings in front of each prompt")
     memory: bool = option(True, help="keep the keys of earlier edits as they are")
-    on_conflict: str = option("refuse", help="an edit against an earlier one: refuse, new or old wins")
+    dates: str | None = option(None, help="OLD..NEW: when the two worlds were (default: as their first lines say)")
+    on_conflict: str = option("refuse", help="against an earlier edit, a request to forget or another line: refuse, new or old wins")
+    skip: tuple[str, ...] = option((), help="ids of facts to leave out")
     over_capacity: bool = option(False, help="write even more facts than the layer can hold apart")
     threshold: float = option(0.02, help="alphaedit: share of the energy of ordinary keys that may be written into")
     batch: int = option(32, help="subjects whose targets are optimised together")
@@ -66,6 +71,8 @@ class Edit(Operation):
         share = self.strength
         _require(share is None or 0 < share < 1, f"--strength is a share between 0 and 1, not {share}")
         _require(0 < self.threshold < 1, f"--threshold is a share between 0 and 1, not {self.threshold}")
+        _require(self.dates is None or bool(self.world), "--dates goes with --world")
+        _require(self.dates is None or parse_dates(self.dates) is not None, "--dates takes OLD..NEW")
         parse_layers(self.layers)
 
     # --- what the options mean ---
@@ -81,6 +88,11 @@ class Edit(Operation):
         return self.strength if self.strength is not None else 0.95
 
     # --- the contract ---
+
+    def foresee(self, past: History) -> Edit:
+        """Without the facts that what is behind wins against; raises BadParameter when nobody was told to win."""
+        found = settled(requested(self), past, self.on_conflict)
+        return replace(self, skip=tuple(dict.fromkeys((*self.skip, *found)))) if found else self
 
     def plan(self, view: ModelView) -> Plan:
         from .planning import plan

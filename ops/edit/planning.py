@@ -6,8 +6,8 @@ import math
 from typing import TYPE_CHECKING
 
 from ..base import Plan
-from ..data.facts import read_facts
 from .prompts import normal
+from .requests import requested, world_plan
 from .site import check_span, editable, inner_width, stored_name
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def plan(op: Edit, view: ModelView) -> Plan:
     family, blocks = editable(view)
     if op.span is not None:
         check_span(op.span, blocks)
-    facts = read_facts(op.facts or op.world[1]).facts
+    facts = requested(op).facts
     subjects, width = len({normal(f.subject) for f in facts}), inner_width(family, view)
     check_count(subjects, width, op.over_capacity)
     layers = range(op.span[0], op.span[1] + 1) if op.span else range(blocks)
@@ -50,6 +50,7 @@ def plan(op: Edit, view: ModelView) -> Plan:
             "layers": op.layers,
             "key_width": width,
             "factor_bytes": 4 * subjects * sum(shape) * many,
+            **(world_plan(op).details() if op.world else {}),
         },
     )
 

@@ -15,19 +15,21 @@ from torch import Tensor
 
 from ...registry.errors import BadInputFile, CheckFailed
 from ...registry.ids import blob_digest
-from ...registry.records import InputRecord, canonical
+from ...registry.records import canonical
 from ..base import Change, Run
-from ..data.facts import Fact, FactSet, read_facts
+from ..data.facts import Fact, FactSet
 from ..engine.local import threads
 from ..evaluate.coder import Coder
 from ..models import load_tokenizer
 from . import capacity, derivation, keep, solve
+from .conflicts import spared
 from .contexts import Contexts, contexts_of
 from .covariance import Moment, moments, ordinary_rows
 from .layers import auto_layers
 from .measure import bench_of, present
 from .polish import polish
 from .prompts import Group, Prompter, groups_of, prefixes_of
+from .requests import inputs, requested
 from .site import Editable, check_span, stored_name
 from .targets import Settings, Targets, find_targets, hidden_at
 
@@ -77,8 +79,7 @@ class Written:
 
 def facts_of(op: Edit) -> FactSet:
     """The facts that `op` names."""
-    assert op.facts is not None
-    return read_facts(op.facts)
+    return requested(op)
 
 
 def settings_of(op: Edit) -> Settings:
@@ -103,7 +104,8 @@ def apply(op: Edit, view: ModelView, run: Run) -> Iterator[Change]:
 def prepare(op: Edit, view: ModelView, run: Run) -> Prepared:
     """Everything up to the second moments. Raises what the files, the model and its room give cause for."""
     given = facts_of(op)
-    run.input(InputRecord("facts", given.name, given.digest, given.bytes))
+    for record in inputs(op, given):
+        run.input(record)
     model = Editable(view)
     coder = Coder(load_tokenizer(view))
     _refuse_present(given, bench_of(model.module, coder, "present answers", run.progress))
@@ -138,12 +140,11 @@ def _write_all(op: Edit, ready: Prepared, run: Run) -> tuple[dict[int, Written],
     view, model, key = ready.model.view, ready.model, result_key(op, ready.model.view, ready.digest, run.seed)
     metrics = {layer: _metric(op, ready.moments[layer], layer, run) for layer in ready.layers}
     memory = run.inherited(keep.MEMORY)
-    earlier = {
-        layer: keep.remembered(memory, layer, len(metrics[layer].moment), ready.subjects)[0] if op.memory else None
-        for layer in ready.layers
-    }
+    earlier: dict[int, Tensor | None] = {}
     for layer in ready.layers:
-        found = _room(op, ready, metrics[layer], contexts_of(model, layer, ready.groups), earlier[layer])
+        seen = contexts_of(model, layer, ready.groups)
+        earlier[layer] = _earlier(op, ready, layer, metrics[layer], seen.keys, memory, run)
+        found = _room(op, ready, metrics[layer], seen, earlier[layer])
         capacity.check_room(found, len(ready.groups), layer, op.over_capacity)
     targets = _targets(ready, run, key)
     written: dict[int, Written] = {}
@@ -159,6 +160,14 @@ def _write_all(op: Edit, ready: Prepared, run: Run) -> tuple[dict[int, Written],
         changes.append(derivation.change(view, name, data, left, right))
     _keep(op, ready, run, key, written, targets, memory)
     return written, changes
+
+
+def _earlier(op: Edit, ready: Prepared, layer: int, metric: solve.Metric, keys: Tensor, memory: bytes | None, run: Run) -> Tensor | None:
+    """Keys of earlier edits that this one is to spare."""
+    held, names = keep.remembered(memory, layer, len(metric.moment), ready.subjects) if op.memory else (None, [])
+    if held is None:
+        return None
+    return spared([g.facts for g in ready.groups], keys, held, names, metric.spread, op.on_conflict, run)
 
 
 def _metric(op: Edit, moment: Moment, layer: int, run: Run) -> solve.Metric:
