@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,17 @@ def twins() -> dict[str, list[str]]:
 @pytest.mark.parametrize("name", ["weighted_sum", "task_sum", "elect_sum"])
 def test_the_triton_twin_gives_the_same_bits_as_the_torch_body(twins, name: str):
     assert twins[name] == []
+
+
+def test_a_processor_without_vectors_gives_the_same_bits():
+    child = Path(__file__).with_name("merge_child.py")
+    found = [
+        subprocess.run(
+            [sys.executable, "-P", str(child), "bits"], capture_output=True, text=True, timeout=300, check=True, env={**os.environ, **more}
+        ).stdout
+        for more in ({}, {"ATEN_CPU_CAPABILITY": "default"})
+    ]
+    assert found[0] == found[1] != ""
 
 
 def test_a_weighted_sum_is_products_and_sums_one_after_the_other():
