@@ -5,14 +5,17 @@ What is read here is data only: names of versions, numbers and texts. Every comp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 
-from ...registry.errors import BadRecipe, InputNotFound
+from ...registry.errors import BadParameter, BadRecipe, InputNotFound
 from .recipe import DTYPES, Recipe, Slice, Source
+from .settings import check_value, valid
+from .table import Method, method_of
 
 LIMIT = 1 << 20  # bytes of a file that is still read
 TOP = (
@@ -82,8 +85,18 @@ def parse_config(data: bytes, path: str = "merge file") -> Recipe:
 class _Reader:
     """Turns the tree into a recipe; `path` is for messages."""
 
+    method: Method
+
     def __init__(self, path: str) -> None:
         self.path = path
+
+    @contextmanager
+    def at(self, line: int) -> Iterator[None]:
+        """Say the line of whatever is wrong inside."""
+        try:
+            yield
+        except BadParameter as fault:
+            self.fail(line, fault.message, fault.hint)
 
     def recipe(self, tree: Any) -> Recipe:
         if not isinstance(tree, Keys):
@@ -93,11 +106,14 @@ class _Reader:
             self.fail(tree.lines["modules"], "the key 'modules' (models of several parts) is not supported", "use models or slices")
         if ("models" in tree) == ("slices" in tree):
             self.fail(None, "exactly one of 'models' and 'slices' must be given")
+        name = self.text(tree, "merge_method", required=True) or ""
+        with self.at(tree.lines["merge_method"]):
+            self.method = method_of(name)
         for word in ("dtype", "out_dtype"):
             if tree.get(word) is not None and tree[word] not in DTYPES:
                 self.fail(tree.lines[word], f"{word} {tree[word]!r} is unknown", f"known: {', '.join(DTYPES)}")
         return Recipe(
-            method=self.text(tree, "merge_method", required=True) or "",
+            method=name,
             slices=self.slices(tree) if "slices" in tree else (Slice(self.models(tree)),),
             base=self.text(tree, "base_model"),
             parameters=self.parameters(tree),
@@ -154,18 +170,21 @@ class _Reader:
         return found
 
     def setting(self, line: int, name: str, value: Any) -> None:
-        items = value if isinstance(value, list) else [value]
-        if isinstance(value, list) and any(isinstance(i, Keys) for i in items) and not all(isinstance(i, Keys) for i in items):
+        param = self.method.param(name)
+        if param is None:
+            known = ", ".join(p.name for p in self.method.params)
+            self.fail(line, f"{self.method.name} has no parameter {name!r}", f"known: {known}")
+        items = _items(value)
+        if any(isinstance(i, Keys) for i in items) and not all(isinstance(i, Keys) for i in items):
             self.fail(line, f"the parameter {name!r} mixes numbers and filters")
         for item in items:
             if isinstance(item, Keys):
                 self.known(item, ("filter", "value"))
                 if "value" not in item or not isinstance(item.get("filter"), str | None):
                     self.fail(line, f"a filter of {name!r} is {{filter: WORD, value: NUMBER}}")
-                if isinstance(item["value"], Keys) or any(isinstance(v, Keys) for v in _items(item["value"])):
-                    self.fail(line, f"the value of a filter of {name!r} is a number or a list of numbers")
-            elif not isinstance(item, int | float | str):
-                self.fail(line, f"the parameter {name!r} is a number, a list of numbers, or a list of filters")
+            for leaf in _items(item["value"]) if isinstance(item, Keys) else [item]:
+                with self.at(line):
+                    check_value(name, valid(param, leaf))
 
     def tokenizer(self, tree: Keys) -> str | None:
         block = tree.get("tokenizer")
