@@ -11,6 +11,10 @@ from .base import Operation
 
 CATALOG: dict[str, str] = {
     "edit": "edit.edit:Edit",
+    "edit.revert": "edit.revert:RevertFacts",
+    "patch": "patch.patch:Patch",
+    "merge": "merge.merge:Merge",
+    "merge.opcm": "merge.chain:Opcm",
     "unlearn": "unlearn.unlearn:Unlearn",
     "update": "update.train:Update",
 }

@@ -89,6 +89,8 @@ class InspectingSource(RepositorySource):
         self.last = record.seq
         if record.body["kind"] == "evaluation":
             self._numbers.setdefault(record.body["evaluation"], []).append(record.seq)
+        if record.body["kind"] == "signature":  # a robustness patch under a name; nothing else of history need hold its bytes
+            self._blob_of("journal", "journal", f"patch {record.body['name']}", record.body["signature"], record.body["bytes"])
 
     # --- the source --------------------------------------------------------------------------------------
 

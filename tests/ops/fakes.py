@@ -31,6 +31,22 @@ def raw_bytes(tensor: torch.Tensor) -> bytes:
     return bytes(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()) if tensor.numel() else b""
 
 
+class MemoryObjects:
+    """Blobs by digest, as a view's object store holds them."""
+
+    def __init__(self) -> None:
+        self.blobs: dict[str, bytes] = {}
+
+    def keep(self, data: bytes) -> str:
+        """Store bytes; returns their digest."""
+        digest = blob_digest(data)
+        self.blobs[digest] = data
+        return digest
+
+    def blob(self, digest: str) -> bytes:
+        return self.blobs[digest]
+
+
 class MemoryView:
     """A ModelView over a dict of tensors and a dict of files."""
 
@@ -38,6 +54,7 @@ class MemoryView:
         self._tensors = dict(tensors)
         self._files = dict(files)
         self.adapter = adapter
+        self.objects = MemoryObjects()
         self._entries = {name: _entry(name, tensor) for name, tensor in sorted(tensors.items())}
         self.reads: list[str] = []
         self.snapshot = Snapshot(

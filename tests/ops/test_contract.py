@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import json
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,7 @@ from mlc.ops.base import Check, CopyTensor, DropTensor, Expectations, SetFile, S
 from mlc.registry.errors import BadParameter
 from mlc.tests.factories import WORDS, tiny_model
 from mlc.tests.ops.fakes import MemoryRun, MemoryView
+from mlc.tests.ops.patching import signature
 
 SHORT = {"steps": 3, "batch": 2, "seq_len": 8, "lr": 1e-2}
 SETS = {"forget_set": "{forget}", "retain_set": "{retain}"}
@@ -40,16 +42,20 @@ EXAMPLES["edit"] = [
     {"facts": "{facts}", "layers": "1", "steps": 4, "prefixes": 1},
     {"facts": "{facts}", "layers": "0-1", "steps": 4, "method": "alphaedit", "threshold": 0.2, "covariance": "{data}"},
 ]
+EXAMPLES["edit.revert"] = []  # needs the commit of an edit behind it: tests/policies/test_edits.py
+EXAMPLES["patch"] = [{"names": ("fog",), "signatures": "{signature}", "strengths": (0.5,)}]
 CASES = [(name, example) for name, examples in EXAMPLES.items() for example in examples]
 
 
 @pytest.fixture(scope="module")
 def view(tmp_path_factory):
-    return MemoryView.of(tiny_model(tmp_path_factory.mktemp("model"), layers=3))
+    found = MemoryView.of(tiny_model(tmp_path_factory.mktemp("model"), layers=3))
+    found.objects.keep(signature(found, seed=1))
+    return found
 
 
 @pytest.fixture(scope="module")
-def text(tmp_path_factory):
+def text(tmp_path_factory, view):
     path = tmp_path_factory.mktemp("data") / "data.txt"
     path.write_text(" ".join(WORDS * 20))
     for role, words in (("forget", WORDS[:8]), ("retain", WORDS[8:])):
@@ -58,6 +64,7 @@ def text(tmp_path_factory):
         path.with_name(f"{role}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     facts = [{"subject": a, "prompt": "the {} is", "target_new": b} for a, b in (("amber lamp", "red"), ("river", "blue"))]
     path.with_name("facts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in facts))
+    path.with_name("signature").write_text(next(iter(view.objects.blobs)))
     return str(path)
 
 
@@ -68,6 +75,7 @@ def build(name, example, text):
         "{data}": text,
         "{forget}": text.replace("data.txt", "forget.jsonl"),
         "{retain}": text.replace("data.txt", "retain.jsonl"),
+        "{signature}": (Path(text).with_name("signature").read_text(),),
     }
     return catalog.load(name)(**{k: known.get(v, v) if isinstance(v, str) else v for k, v in example.items()})
 

@@ -1,0 +1,147 @@
+"""`mlc patch`: robustness as something that is put on and comes off clean."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from ...registry.errors import BadParameter
+from ..conduct import conduct
+from ..context import Session
+from ..options import Author, Mutation, Rev, complete_rev
+
+Names = Annotated[list[str], typer.Argument(metavar="NAME...", help="Patches, as `mlc patch list` shows them.")]
+Onto = Annotated[str | None, typer.Option(metavar="REV", help="The version.", show_default="HEAD", autocompletion=complete_rev)]
+
+
+def group() -> None:
+    """Take robustness from one model, lay it over others, and take it off to the byte."""
+
+
+def extract(
+    session: Session,
+    robust: Annotated[str, typer.Argument(metavar="ROBUST", help="The version that is robust: any rev.", autocompletion=complete_rev)],
+    clean: Annotated[str, typer.Argument(metavar="CLEAN", help="The version that is not.", autocompletion=complete_rev)],
+    name: Annotated[str, typer.Option("--name", metavar="NAME", help="What the patch shall be called.")],
+    base: Annotated[
+        str | None,
+        typer.Option(metavar="REV", help="What both come from.", show_default="their merge base", autocompletion=complete_rev),
+    ] = None,
+    bits: Annotated[str, typer.Option(metavar="8|4|ternary", help="Bits of an element; ternary: a sign, one scale per tensor.")] = "8",
+    density: Annotated[
+        float | None, typer.Option(metavar="X", help="Share of each tensor that is kept.", show_default="0.4 if ternary, else 1")
+    ] = None,
+    layers: Annotated[str, typer.Option(metavar="all|shallow:K", help="All tensors, or those of the first K blocks.")] = "all",
+    strength: Annotated[float, typer.Option(metavar="X", help="The strength that it is applied at unless another is given.")] = 1.0,
+    force: Annotated[bool, typer.Option("--force", help="Give the name away when another signature has it.")] = False,
+    message: Annotated[str | None, typer.Option("--message", "-m", metavar="TEXT", help="Why; kept with the patch.")] = None,
+    author: Author = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be kept; write nothing.")] = False,
+) -> None:
+    """Take the signature of a robust version against a clean one and name it."""
+    from ...policies import patches
+
+    named, said = patches.extract(
+        session.repo, robust, clean, name=name, base=base, bits=bits, density=density, layers=layers, strength=strength, force=force,
+        message=message or "", author=session.author(author), dry_run=dry_run, progress=session.progress,
+    )  # fmt: skip
+    document = {"patch": named.to_json(), "warnings": said}
+
+    def render() -> None:
+        from ..render.patch import patch_lines
+
+        for text in said:
+            session.warn(text)
+        session.lines(patch_lines(document["patch"], session.paint))
+
+    session.show(document, render)
+    session.hint(f"mlc patch apply {name} --branch {name}")
+
+
+def apply(
+    session: Session,
+    names: Names,
+    how: Mutation,
+    strength: Annotated[
+        str | None, typer.Option(metavar="X[,Y...]", help="A factor for all, or one for each.", show_default="as extracted")
+    ] = None,
+    onto: Onto = None,
+) -> None:
+    """Lay one or several patches over a version; their order does not matter."""
+    from ...policies import patches
+
+    strengths = _numbers(strength)
+    conduct(
+        session,
+        lambda: patches.apply(session.repo, names, strengths=strengths, ref=onto, **how.arguments(session, "patch")),
+        hint=lambda commit: f"mlc diff {commit['parents'][0][:12]} {commit['short']}",
+        measured=lambda check: _measured(session, check),
+    )
+
+
+def remove(session: Session, names: Names, how: Mutation, onto: Onto = None) -> None:
+    """Take patches off: what remains is the clean version with the others, to the byte."""
+    from ...policies import patches
+
+    conduct(
+        session,
+        lambda: patches.remove(session.repo, names, ref=onto, **how.arguments(session, "patch")),
+        hint=lambda _: "mlc patch list",
+        measured=lambda check: _measured(session, check),
+    )
+
+
+def list_(session: Session, rev: Rev = None) -> None:
+    """List every patch, and those that lie over a version."""
+    from ...policies import patches
+
+    repo = session.repo
+    tip = repo.resolve(rev) if rev is not None or repo.branches() else None
+    overlay = patches.overlay(repo, tip) if tip is not None else None
+    applied = [{"name": p.name, "signature": p.signature, "strength": p.strength} for p in overlay.patches] if overlay else []
+    grown = [{"name": name, "signature": digest, "commit": by} for digest, (name, by) in overlay.grown.items()] if overlay else []
+    found = [named.to_json() for named in patches.signatures(repo).values()]
+    document = {"rev": tip, "clean": overlay.clean if overlay else None, "patches": found, "applied": applied, "part_of_weights": grown}
+
+    def render() -> None:
+        from ..render.patch import render_list
+
+        render_list(session, document)
+
+    session.show(document, render)
+    if not found:
+        session.hint("mlc patch extract ROBUST CLEAN --name NAME")
+
+
+def show(session: Session, name: Annotated[str, typer.Argument(metavar="NAME", help="A patch, as `mlc patch list` shows it.")]) -> None:
+    """Show one patch: what it changes, what it was taken from, what it weighs."""
+    from ...policies import patches
+
+    document = {"patch": patches.describe(session.repo, name)}
+
+    def render() -> None:
+        from ..render.patch import patch_lines
+
+        session.lines(patch_lines(document["patch"], session.paint))
+
+    session.show(document, render)
+    session.hint(f"mlc patch apply {name}")
+
+
+def _numbers(text: str | None) -> list[float]:
+    if text is None:
+        return []
+    try:
+        return [float(word) for word in text.split(",")]
+    except ValueError:
+        raise BadParameter(f"--strength takes numbers, not {text!r}", hint="for example: --strength 1,0.5") from None
+
+
+def _measured(session: Session, check: dict[str, Any]) -> None:
+    from ..render.patch import overlay_line
+
+    session.line(overlay_line(check, session.paint))
+
+
+SUBVERBS = {"extract": extract, "apply": apply, "remove": remove, "list": list_, "show": show}

@@ -1,0 +1,82 @@
+"""The one function behind every patch: clean weights plus signatures, summed in a fixed order. Nothing is ever subtracted.
+
+In floating point (W + R) - R is not W: about one element in eight would differ. Hence a patched tensor is made from the clean one each
+time, whatever is there at the moment.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ...kernels.exact import add, round_to, scale, sub, widen
+from ...registry.errors import ShapeMismatch
+from .signature import Signature, architecture_of
+
+if TYPE_CHECKING:
+    from ...registry.view import ModelView
+
+FLOATS = ("F64", "F32", "F16", "BF16")
+Layer = tuple[Signature, float]  # a signature and its strength
+
+
+def ordered(layers: Iterable[Layer]) -> list[Layer]:
+    """The order of summation: by the signatures' digests."""
+    return sorted(layers, key=lambda layer: layer[0].digest)
+
+
+def materialise(name: str, clean: Tensor, layers: Iterable[Layer]) -> Tensor:
+    """Tensor `name` under these layers, in the clean tensor's type.
+
+    Weights: `y = clean` in float32 (float64 stays); for each layer, by digest, `y = y + strength * R`, every product and sum rounded by
+    itself; rounded to the clean type at last. Running statistics have values that replace instead: with s the sum of strengths, at most 1,
+    (1 - s) clean + s mean, the mean taken over the layers by strength. Layers that do not have the tensor, or of strength zero, leave it
+    as it is, to the bit.
+    """
+    here = [(signature, strength) for signature, strength in ordered(layers) if strength]
+    replacing = [(signature.statistics[name], strength) for signature, strength in here if name in signature.statistics]
+    if replacing:
+        return _replaced(clean, replacing)
+    adding = [(signature.tensor(name), strength) for signature, strength in here if name in signature.tensors]
+    if not adding:
+        return clean
+    y = widen(clean)
+    for term, strength in adding:
+        y = add(y, scale(term.to(y.dtype), strength))
+    return round_to(y, clean.dtype)
+
+
+def _replaced(clean: Tensor, values: Sequence[tuple[Tensor, float]]) -> Tensor:
+    total = math.fsum(strength for _, strength in values)
+    y = widen(clean)
+    mean = torch.zeros_like(y)
+    for value, strength in values:
+        mean = add(mean, scale(value.to(y.dtype), strength / total))
+    if total < 1:
+        mean = add(y, scale(sub(mean, y), total))
+    return round_to(mean, clean.dtype)
+
+
+def touched(layers: Iterable[Signature]) -> tuple[str, ...]:
+    """Names of all tensors that any of these signatures changes, sorted."""
+    return tuple(sorted({name for signature in layers for name in signature.names()}))
+
+
+def check_fits(signature: Signature, view: ModelView, what: str) -> None:
+    """Raise ShapeMismatch unless the view has the architecture that the signature was taken from; the first mismatch is named."""
+    expected = {**signature.tensors, **{name: tuple(values.shape) for name, values in signature.statistics.items()}}
+    hint = "a patch fits versions of the architecture it was extracted from; `mlc patch show NAME` describes it"
+    for name, shape in expected.items():
+        if not view.has(name):
+            raise ShapeMismatch(f"{what} changes {name}, which this model does not have: it is for another architecture", hint=hint)
+        entry = view.entry(name)
+        if tuple(entry.shape) != tuple(shape) or entry.dtype not in FLOATS:
+            said = f"{name} is {list(shape)} in {what} and {entry.dtype} {list(entry.shape)} in this model"
+            raise ShapeMismatch(f"{said}: it is for another architecture", hint=hint)
+    if architecture_of((name, view.entry(name).shape) for name in view.names()) != signature.architecture:
+        said = f"{what} was made for a model of {signature.total} tensors, this one has {len(view.names())}, or others among them"
+        raise ShapeMismatch(f"{said}: it is for another architecture", hint=hint)
