@@ -22,10 +22,11 @@ def conduct(
     hint: Callable[[dict[str, Any]], str],
     proof: Callable[[Any], str] | None = None,
     measured: Callable[[dict[str, Any]], None] | None = None,
+    planned: Callable[[dict[str, Any]], None] | None = None,
 ) -> None:
     """Call `work` for an Outcome and answer with its commit. `hint` gets the commit object, `proof` adds a sentence.
 
-    `measured` gets the operation's check and shows it to people, whatever became of the candidate.
+    `measured` gets the operation's check and shows it to people, whatever became of the candidate; `planned` the details of a dry run.
     """
     try:
         outcome = work()
@@ -39,7 +40,7 @@ def conduct(
         session.show({"commit": None, "check": check}, lambda: (measured or partial(_say_check, session))(check))
         raise
     if outcome.commit is None:
-        show_plan(session, outcome)
+        show_plan(session, outcome, planned)
         return
     document = outcome_json(session, outcome)
     said = proof(outcome) if proof is not None else ""
@@ -80,9 +81,15 @@ def _say_check(session: Session, check: dict[str, Any]) -> None:
         session.line(f"  {key}  {brief(value)}")
 
 
-def show_plan(session: Session, outcome: Any) -> None:
-    """Answer a --dry-run: what would be touched, and what it would cost."""
+def show_plan(session: Session, outcome: Any, planned: Callable[[dict[str, Any]], None] | None = None) -> None:
+    """Answer a --dry-run: what would be touched, what it would cost, and what the verb has to say of its details (`planned`)."""
     from .render.plan import plan_json, plan_lines
 
     document = {"plan": plan_json(outcome.plan), "warnings": list(outcome.warnings)}
-    session.show(document, lambda: session.lines(plan_lines(document["plan"], session.paint)))
+
+    def render() -> None:
+        if planned is not None:
+            planned(document["plan"]["details"])
+        session.lines(plan_lines(document["plan"], session.paint))
+
+    session.show(document, render)

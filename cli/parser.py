@@ -47,11 +47,17 @@ class Shared:
 
 
 class Command(Shared, typer.core.TyperCommand):
-    """One verb. `optional_values` are options that may stand without their value, and what is meant then."""
+    """One verb. `optional_values` are options that may stand without their value, and what is meant then; `several_values` are those
+    that take a fixed number of them."""
 
     optional_values: dict[str, str]
+    several_values: dict[str, int]
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        several = getattr(self, "several_values", {})
+        for place, word in reversed(list(enumerate(args))):
+            for further in range(several.get(word, 1) - 1, 0, -1):  # `--world OLD NEW` is `--world OLD --world NEW`
+                args.insert(place + further + 1, word)
         meant = getattr(self, "optional_values", {})
         for place, word in reversed(list(enumerate(args))):
             if word in meant and (place + 1 == len(args) or args[place + 1].startswith("-")):
@@ -114,6 +120,7 @@ def load(name: str) -> Any:
     command: Any = typer.main.get_command(app)
     command.name = name
     command.optional_values = getattr(module, "OPTIONAL_VALUES", {})
+    command.several_values = getattr(module, "SEVERAL_VALUES", {})
     return command
 
 

@@ -87,7 +87,7 @@ def revert(repo: Repository, rev: str, *, parent: int | None = None, ref: str | 
     target = aim(repo, ref, request.branch)
     undone = repo.resolve(rev)
     before = _parent_of(repo, undone, parent)
-    _must_be_behind(repo, undone, target)
+    must_be_behind(repo, undone, target)
     sides = _Sides(*(repo.snapshot(repo.commit(c).snapshot) for c in (before, undone, target.start)))
     if request.dry_run:
         return Outcome(branch=target.branch, plan=_plan(repo, target, sides.before, f"take {short(undone)} back on {target.branch}"))
@@ -174,7 +174,8 @@ def _parent_of(repo: Repository, commit_id: CommitId, number: int | None) -> Com
     return parents[(number or 1) - 1]
 
 
-def _must_be_behind(repo: Repository, commit_id: CommitId, target: Target) -> None:
+def must_be_behind(repo: Repository, commit_id: CommitId, target: Target) -> None:
+    """Raise BadParameter unless the commit is the start of `target`, or behind it."""
     from ..registry.lineage import is_ancestor, parents_in
 
     if commit_id != target.start and not is_ancestor(commit_id, target.start, parents_in(repo)):

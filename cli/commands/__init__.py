@@ -41,6 +41,7 @@ VERBS: dict[str, Entry] = {
     "alias": Entry(HISTORY, "alias", "List, set or remove aliases such as @champion."),
     "switch": Entry(HISTORY, "switch", "Make another branch the current one."),
     "update": Entry(CHANGE, "update", "Train a version further on new text."),
+    "edit": Entry(CHANGE, "edit", "Write facts into a version's weights, checked and reversible."),
     "unlearn": Entry(CHANGE, "unlearn", "Make a version forget records, measured and with evidence."),
     "patch": Entry(CHANGE, "patch", "Take robustness from one model, lay it over others, and take it off to the byte."),
     "merge": Entry(CHANGE, "merge", "Merge several versions into one."),

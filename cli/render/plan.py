@@ -35,8 +35,13 @@ def plan_lines(plan: dict[str, Any], paint: Paint) -> list[str]:
         ("steps", f"{plan['steps']:,}" if plan["steps"] else ""),
         ("time", f"about {text.seconds(plan['seconds'])}" if plan["seconds"] is not None else ""),
         ("memory", f"about {text.size(plan['memory'])}" if plan["memory"] is not None else ""),
-        *((key, brief(value)) for key, value in plan["details"].items() if key not in ("tensors", "bytes", "steps")),
+        *((key, brief(value)) for key, value in plan["details"].items() if key not in ("tensors", "bytes", "steps") and not _table(value)),
     ]
     width = max(len(label) for label, value in rows if value)
     said = text.sentence(plan["summary"][:1].upper() + plan["summary"][1:])
     return [said, *(f"  {paint.dim(label.ljust(width))}  {value}" for label, value in rows if value), "Nothing was written."]
+
+
+def _table(value: Any) -> bool:
+    """Rows that a verb shows in its own way."""
+    return isinstance(value, list | tuple) and any(isinstance(row, dict) for row in value)

@@ -5,6 +5,7 @@ All comparisons are of mean negative log-likelihoods per token, in nats; a rate 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -127,6 +128,14 @@ def figures(asked: Asked, bench: Bench) -> Figures:
         right_neighbours=tuple(x for row in answered for x in row),
         kept_answers=tuple(bench.next_tokens(contexts)),
     )
+
+
+@torch.no_grad()
+def preferences(asked: Sequence[tuple[Fact, str]], bench: Bench) -> list[float]:
+    """For each fact and its rival answer: p(new) / (p(new) + p(rival)), with p the exponential of the mean log-likelihood per token."""
+    new, old = [(f.question, f.target_new) for f, _ in asked], [(f.question, rival) for f, rival in asked]
+    a, b = ([x.logprob / n for x, n in zip(_likelihoods(bench, pairs), _sizes(bench, pairs), strict=True)] for pairs in (new, old))
+    return [1 / (1 + math.exp(min(700.0, y - x))) for x, y in zip(a, b, strict=True)]
 
 
 def _compare(bench: Bench, ours: list[list[Pair]], theirs: list[list[Pair]]) -> tuple[list[list[bool]], list[list[bool]]]:

@@ -7,20 +7,21 @@ matrix that nothing has changed since is written again from the parent's, to the
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ...registry.errors import BadParameter, CheckFailed
-from ...registry.ids import blob_digest
+from ...registry.ids import blob_digest, tensor_digest
 from ..base import Change, Run, SetTensor
 from ..data.facts import Fact
 from . import derivation, keep, solve
 from .covariance import KIND as COVARIANCE
 from .covariance import unpack_moment
 from .edit import Edit
+from .prompts import Group, Prompter, groups_of, normal
 from .site import editable, stored_name
 
 if TYPE_CHECKING:
@@ -37,38 +38,54 @@ class Kept:
     edited: ModelView
 
 
-def unwrite(view: ModelView, kept: Kept, ids: Collection[str], run: Run) -> Iterator[Change]:
-    """The changes that take the facts `ids` out of `view`, a version that descends from the edit.
+def unwrite(view: ModelView, kept: Kept, ids: Collection[str], run: Run, lost: Collection[str] = ()) -> Iterator[Change]:
+    """The changes that take the facts `ids` out of `view`, a version that descends from the edit; `lost` were taken out before.
 
     Raises BadParameter for an id that the edit did not write, CheckFailed when the second moments are gone.
     """
     tensors, about = keep.unpack(kept.keys)
     factors, _ = keep.unpack(kept.factors)
-    op = Edit.from_params({k: tuple(v) if isinstance(v, list) else v for k, v in about["params"].items()})
-    gone, shared = affected(about["ids"], ids)
+    affected(about["ids"], ids)
+    gone = affected(about["ids"], {*lost, *ids})[0]
     family, _ = editable(view)
-    fresh = _again(op, kept.parent, about, shared, set(ids), run) if shared else {}
-    memory = {}
+    before = _Left(kept, tensors, about, factors, set(lost), run)
+    after = _Left(kept, tensors, about, factors, {*lost, *ids}, run)
     for layer in about["layers"]:
-        moment = unpack_moment(run.artifact(COVARIANCE, about["moments"][str(layer)], _absent), tensors[f"layer.{layer}.keys"].shape[0])
-        metric = solve.memit_metric(moment.matrix) if op.method == "memit" else solve.alphaedit_metric(moment.matrix, op.threshold)
-        residual = factors[f"layer.{layer}.up"].double()
-        for i, change in fresh.items():
-            residual[:, i] = change.double() / len(about["layers"])
-        keys, owner = tensors[f"layer.{layer}.keys"], tensors["owner"]
-        beside = tensors[f"layer.{layer}.spread"].double()[:, ~gone[owner]]
-        if f"layer.{layer}.earlier" in tensors:
-            beside = torch.cat([beside, tensors[f"layer.{layer}.earlier"].double()], 1)
-        up, down = solve.resolve_without(metric, keys, residual, about["numbers"][str(layer)]["weight"], gone, beside)
-        memory[layer] = keys[:, ~gone]
-        old = factors[f"layer.{layer}.up"], factors[f"layer.{layer}.down"]
-        yield _rewritten(
-            view, kept, stored_name(family, view, layer), up.float(), down.T.float().contiguous(), old, layer in _turned(view, about)
-        )
+        name = stored_name(family, view, layer)
+        yield _rewritten(view, kept, name, after.terms(layer), before.terms(layer), bool(lost), layer in _turned(view, about))
     gone_subjects = [s for s, out in zip(about["subjects"], gone.tolist(), strict=True) if out]
     data = keep.shrunk(run.inherited(keep.MEMORY), gone_subjects)
     if data is not None:
         run.artifact(keep.MEMORY, blob_digest(data), lambda: data)
+
+
+class _Left:
+    """What an edit writes without the facts `out`: factors of every layer, as they were stored when nothing is out."""
+
+    def __init__(self, kept: Kept, tensors: dict[str, Tensor], about: dict[str, Any], factors: dict[str, Tensor], out: set[str], run: Run):
+        self.tensors, self.about, self.factors, self.out, self.run = tensors, about, factors, out, run
+        self.op = Edit.from_params(about["params"])
+        self.gone, shared = affected(about["ids"], out)
+        self.fresh = _again(self.op, kept.parent, about, shared, out, run) if shared else {}
+
+    def terms(self, layer: int) -> tuple[Tensor, Tensor]:
+        """(up [d1, v], down [v, d0]) float32 of one layer."""
+        up, down = self.factors[f"layer.{layer}.up"], self.factors[f"layer.{layer}.down"]
+        if not self.out:
+            return up, down
+        keys, owner, gone = self.tensors[f"layer.{layer}.keys"], self.tensors["owner"], self.gone
+        moment = unpack_moment(self.run.artifact(COVARIANCE, self.about["moments"][str(layer)], _absent), keys.shape[0])
+        memit = self.op.method == "memit"
+        metric = solve.memit_metric(moment.matrix) if memit else solve.alphaedit_metric(moment.matrix, self.op.threshold)
+        residual = up.double()
+        for i, change in self.fresh.items():
+            residual[:, i] = change.double() / len(self.about["layers"])
+        beside = self.tensors[f"layer.{layer}.spread"].double()[:, ~gone[owner]]
+        if f"layer.{layer}.earlier" in self.tensors:
+            beside = torch.cat([beside, self.tensors[f"layer.{layer}.earlier"].double()], 1)
+        weight = self.about["numbers"][str(layer)]["weight"]
+        up, written = solve.resolve_without(metric, keys, residual, weight, gone, beside)
+        return up.float(), written.T.float().contiguous()
 
 
 def affected(groups: Sequence[Sequence[str]], ids: Collection[str]) -> tuple[Tensor, list[int]]:
@@ -86,7 +103,6 @@ def _again(op: Edit, parent: ModelView, about: dict[str, Any], shared: list[int]
     from ..engine.local import threads
     from ..evaluate.coder import Coder
     from ..models import load_tokenizer
-    from .prompts import Prompter, groups_of, normal
     from .session import settings_of
     from .site import Editable
     from .targets import find_targets
@@ -96,19 +112,36 @@ def _again(op: Edit, parent: ModelView, about: dict[str, Any], shared: list[int]
         facts = [Fact(**{k: _tuples(v) for k, v in row.items()}) for row in about["facts"]]
         prompter = Prompter(Coder(load_tokenizer(parent)), None)
         groups = {normal(g.subject): g for g in groups_of([f for f in facts if f.id not in ids], prompter, about["prefixes"])}
-        chosen = [groups[normal(about["subjects"][i])] for i in shared]
+        chosen = [_keeping(groups[normal(about["subjects"][i])], [f for f in facts if f.id in ids], prompter) for i in shared]
         found = find_targets(model, about["layers"][-1], chosen, settings_of(op))
     return {i: found.change[n].cpu() for n, i in enumerate(shared)}
 
 
-def _rewritten(view: ModelView, kept: Kept, name: str, up: Tensor, down: Tensor, old: tuple[Tensor, Tensor], turned: bool) -> SetTensor:
-    if view.entry(name).digest == kept.edited.entry(name).digest:
-        data, left, right = derivation.edited(kept.parent.tensor(name), up, down, turned)
+def _keeping(group: Group, gone: Sequence[Fact], prompter: Prompter) -> Group:
+    """The group with what is taken back of its subject among the questions whose answers stay as the edit's parent gives them."""
+    again = [prompter.row(f.prompt, group.subject) for f in gone if normal(f.subject) == normal(group.subject)]
+    return replace(group, kept=(*group.kept, *again))
+
+
+def _rewritten(
+    view: ModelView, kept: Kept, name: str, now: tuple[Tensor, Tensor], old: tuple[Tensor, Tensor], partly: bool, turned: bool
+) -> SetTensor:
+    """The matrix with the terms `now` in place of the terms `old`; `partly`: something was taken out of the edit before."""
+    stored = kept.parent.tensor(name)
+    same = _digest(derivation.edited(stored, *old, turned)[0], view, name) if partly else kept.edited.entry(name).digest
+    if view.entry(name).digest == same:
+        data, left, right = derivation.edited(stored, *now, turned)
         return derivation.change(kept.parent, name, data, left, right)
     # Changed since: the difference of the two writes goes on top of what is there now.
-    up, down = torch.cat([up, -old[0]], 1), torch.cat([down, old[1]], 0)
+    up, down = torch.cat([now[0], -old[0]], 1), torch.cat([now[1], old[1]], 0)
     data, left, right = derivation.edited(view.tensor(name), up, down, turned)
     return derivation.change(view, name, data, left, right)
+
+
+def _digest(data: Tensor, view: ModelView, name: str) -> str:
+    entry = view.entry(name)
+    raw = data.contiguous().reshape(-1).view(torch.uint8).numpy()
+    return tensor_digest(entry.dtype, tuple(entry.shape), [memoryview(raw)])
 
 
 def _turned(view: ModelView, about: dict[str, Any]) -> set[int]:

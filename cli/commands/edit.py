@@ -1,0 +1,72 @@
+"""`mlc edit`: write facts into the weights, or what changed between two worlds. The options are the operation's fields."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from ...ops.catalog import load
+from ...registry.errors import BadParameter
+from ..conduct import conduct
+from ..context import Session
+from ..operations import build, given, options_of
+from ..options import Mutation, Rev
+
+OPERATION = load("edit")
+METAVARS = {
+    **{"facts": "FILE", "world": "OLD NEW", "method": "memit|alphaedit", "layers": "auto|A-B", "covariance": "FILE"},
+    **{"dates": "OLD..NEW", "on_conflict": "refuse|new|old", "skip": "ID"},
+}
+Options = options_of(OPERATION, METAVARS)
+OPTIONAL_VALUES = {"--resume": "latest"}  # an option that may stand without its value
+SEVERAL_VALUES = {"--world": 2}
+
+ROWS = "jq -c '.plan.details.needs_unlearning[]'"
+UNLEARN = f"mlc edit --world OLD NEW --dry-run --json | {ROWS} > obsolete.jsonl; mlc unlearn --forget-set obsolete.jsonl"
+
+EPILOG = """Examples:
+  mlc edit --facts facts.jsonl -m "new addresses"
+  mlc edit --facts facts.jsonl --layers 3-5 --covariance text.txt
+  mlc edit --facts facts.jsonl --method alphaedit
+  mlc edit --world old.jsonl new.jsonl --dry-run          what changed, and what an edit can do about it
+  mlc edit --world old.jsonl new.jsonl --dates 2021-01-04..2023-02-27
+  mlc revert REV --fact 17                                take one fact back, keep the others
+
+A row of facts: {"subject": "Ada", "prompt": "{} lives in", "target_new": "Rome", "target_true": "Oslo"}"""
+
+
+def run(
+    session: Session,
+    operation: Options,  # type: ignore[valid-type]
+    how: Mutation,
+    rev: Rev = None,
+    resume: Annotated[str | None, typer.Option(metavar="[RUN]", help="Go on with an unfinished run; the latest without a name.")] = None,
+) -> None:
+    """Write facts into a version's weights, checked and reversible."""
+    from ...policies import lifecycle
+    from ...policies.recipe import read_given
+    from ..render.edit import edit_lines, world_lines
+
+    words, common = given(operation), how.arguments(session)
+
+    def work() -> lifecycle.Outcome:
+        if resume is None:
+            recipe = read_given(how.recipe, "edit") if how.recipe else {}
+            return lifecycle.run(session.repo, build(OPERATION, recipe, words), ref=rev, **common)
+        if words or rev or how.recipe:
+            raise BadParameter("--resume goes on with the options that the run was started with.", hint=f"mlc edit --resume {resume}")
+        return lifecycle.run(session.repo, None, resume=resume, **common)
+
+    def measured(check: dict[str, Any]) -> None:
+        session.lines(edit_lines(check, session.paint))
+
+    def hint(commit: dict[str, Any]) -> str:
+        return f"mlc revert {commit['short']} --fact ID takes one fact back"
+
+    def planned(details: dict[str, Any]) -> None:
+        session.lines(world_lines(details, session.paint))
+        if details.get("needs_unlearning"):
+            session.hint(UNLEARN)
+
+    conduct(session, work, hint=hint, measured=measured, planned=planned)

@@ -1,0 +1,95 @@
+"""The work behind `edit.revert`: read what the edit keeps, write the others again, and see that the facts went and the others stayed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ...registry.errors import CheckFailed
+from ...registry.ids import short
+from ..base import Change, Check, Run
+from ..engine.local import placed, threads
+from ..evaluate.coder import Coder
+from ..models import load_model, load_tokenizer
+from . import keep
+from .conflicts import fact_of
+from .measure import bench_of, preferences, rivals
+from .unedit import Kept, unwrite
+
+if TYPE_CHECKING:
+    from ...registry.view import ModelView
+    from .revert import RevertFacts
+
+MEANS = "stored artifact"
+SLACK = 0.05  # share of the other facts that may be lost
+
+
+def apply(op: RevertFacts, view: ModelView, run: Run) -> Iterator[Change]:
+    """The matrices without the facts. Raises CheckFailed when the edit's artifacts are gone."""
+    with threads(run.threads):
+        changes = list(unwrite(view, _kept(op, run), op.facts, run, op.lost))
+    run.record("means", MEANS)
+    yield from changes
+
+
+def check(op: RevertFacts, before: ModelView, after: ModelView, run: Run) -> Check:
+    """Passed when no fact still prefers the edit's answer (unless it did so before the edit), and the others hold."""
+    _, about = keep.unpack(_artifact(op, run, keep.KEYS))
+    facts = [fact_of(row) for row in about["facts"]]
+    gone = [f for f in facts if f.id in op.facts]
+    rest = [f for f in facts if f.id not in {*op.facts, *op.lost}]
+    with threads(run.threads):
+        parent, coder = run.version(f"{op.rev}~1"), Coder(load_tokenizer(before))
+        bench = bench_of(placed(load_model(parent, dtype=torch.float32)), coder, "measure the edit's parent", run.progress)
+        other = dict(zip([f.id for f in facts], rivals(facts, bench), strict=True))
+        asked = [(f, other[f.id]) for f in gone]
+        first = preferences(asked, bench)
+        held = preferences([(f, other[f.id]) for f in rest], _bench(before, coder, "measure before", run))
+        bench = _bench(after, coder, "measure after", run)
+        now, holds = preferences(asked, bench), preferences([(f, other[f.id]) for f in rest], bench)
+    restored = [min(1.0, (1 - b) / max(1 - a, 1e-12)) for a, b in zip(first, now, strict=True)]
+    values: dict[str, Any] = {
+        "requested": len(op.facts),
+        "facts": list(op.facts),
+        "restored": _r(min(restored)),
+        "restored_mean": _r(sum(restored) / len(restored)),
+        "others": len(rest),
+        "efficacy_before": _share(held),
+        "efficacy": _share(holds),
+    }
+    stuck = [f.id for f, a, b in zip(gone, first, now, strict=True) if b > 0.5 >= a]
+    values["landed"] = not stuck
+    hint = f"mlc revert {short(op.rev)} takes the whole edit back"  # type: ignore[arg-type]
+    if stuck:
+        return Check(False, values, f"the model still prefers the edit's answer to fact {stuck[0]}", hint)
+    if rest and sum(p > 0.5 for p in holds) < sum(p > 0.5 for p in held) - SLACK * len(rest):
+        return Check(False, values, f"the other {len(rest)} facts of the edit do not hold without it", hint)
+    return Check(True, values)
+
+
+def _kept(op: RevertFacts, run: Run) -> Kept:
+    factors, keys = (_artifact(op, run, kind) for kind in (keep.FACTORS, keep.KEYS))
+    return Kept(factors, keys, run.version(f"{op.rev}~1"), run.version(op.rev))
+
+
+def _artifact(op: RevertFacts, run: Run, kind: str) -> bytes:
+    data = run.kept(op.rev, kind)
+    if data is None:
+        hint = f"mlc revert {short(op.rev)} takes the whole edit back"  # type: ignore[arg-type]
+        raise CheckFailed(f"{short(op.rev)} no longer keeps its {kind}", hint=hint)  # type: ignore[arg-type]
+    return data
+
+
+def _bench(view: ModelView, coder: Coder, phase: str, run: Run) -> Any:
+    return bench_of(placed(load_model(view, dtype=torch.float32)), coder, phase, run.progress)
+
+
+def _share(values: Sequence[float]) -> float | None:
+    return _r(sum(p > 0.5 for p in values) / len(values)) if values else None
+
+
+def _r(value: float) -> float | None:
+    return round(value, 6) if math.isfinite(value) else None
