@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,11 +22,16 @@ from .options import Bundle
 METAVARS = {int: "N", float: "X", str: "TEXT", Path: "FILE"}
 
 
-def options_of(operation: type[Operation], metavars: dict[str, str] | None = None) -> type[Bundle]:
-    """A bundle with one option per field of the operation; `metavars` names what stands behind a flag, by field."""
+def options_of(operation: type[Operation], metavars: dict[str, str] | None = None, without: Collection[str] = ()) -> type[Bundle]:
+    """A bundle with one option per field of the operation; `metavars` names what stands behind a flag, by field.
+
+    `without`: fields that the verb takes in its own way.
+    """
     hints = typing.get_type_hints(operation)
     fields: list[Any] = []
     for field in dataclasses.fields(operation):
+        if field.name in without:
+            continue
         kind = _plain(hints[field.name])
         shown = _shown_default(field)
         settings = {

@@ -153,7 +153,8 @@ def _behind(repo: Repository, history: dict[CommitId, Commit]) -> dict[CommitId,
     first: dict[SnapshotId, CommitId] = {}
     found: dict[CommitId, tuple[CommitId, ...]] = {}
     for c, commit in history.items():
-        found[c] = commit.parents
+        left = commit.op.params.get("ingredients") if commit.op.name == "unmerge" else None  # what was taken out is not carried on
+        found[c] = commit.parents if left is None else tuple(map(CommitId, left))
         if not commit.parents and (base := repo.snapshot(commit.snapshot).base) in first:
             found[c] = (first[base],)  # type: ignore[index]
         first.setdefault(commit.snapshot, c)

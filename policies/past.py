@@ -85,4 +85,6 @@ class Past:
             back = CommitId(params["parent"])
             if self.repo.commit(back).snapshot == commit.snapshot:
                 return (back,)
+        if commit.op.name == "unmerge":
+            return tuple(map(CommitId, params["ingredients"]))
         return commit.parents

@@ -1,0 +1,226 @@
+"""`merge.opcm`: fold versions into a running merge, one after the other. The chain's state is part of the operation and of the commit.
+
+The first ingredient is the running merge, with the state that its commit recorded; without a state it is the first model of a new chain
+(or, where it is the base itself, the place where the chain begins). Each further one is projected and added, and the result rounded to
+the stored type: absorbing three at once, or one by one in three commits, gives the same bytes. No torch at the top.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ...registry.errors import BadParameter
+from ..base import Change, Check, Expectations, Operation, Plan, Run, SetTensor, option
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from ...registry.view import ModelView
+    from .layout import Output
+    from .opcm import State
+
+DELTAS = "projected-delta"  # artifact: D~ of the version that was absorbed last
+LOOKUPS = ("embedding", "position")  # rows are looked up, not multiplied: added, and not projected
+
+
+@dataclass(frozen=True, slots=True)
+class Opcm(Operation):
+    """Fold versions into a running merge by orthogonal projection."""
+
+    name: ClassVar[str] = "merge.opcm"
+    version: ClassVar[int] = 1
+
+    ingredients: tuple[str, ...] = option((), help="the running merge (or the first model), then what is absorbed, in order")
+    base: str | None = option(None, help="the version that all of them come from")
+    alpha: float = option(0.5, help="share of the running merge's singular mass that is protected, in [0, 1)")
+    state: tuple[float, ...] = option((), help="scale, number of models and sum of their norms, from the commit of the running merge")
+    deltas: bool = option(True, help="keep what was added of the last version, as an artifact")
+
+    def __post_init__(self) -> None:
+        if not self.ingredients or self.base is None:
+            raise BadParameter("merge.opcm needs a running merge and the base of all versions", hint="mlc merge main new --method opcm")
+        if not 0 <= self.alpha < 1:
+            raise BadParameter(f"alpha {self.alpha:g} lies outside [0, 1)", hint="for example: --set alpha=0.5")
+        if len(self.state) not in (0, 3) or not all(math.isfinite(number) for number in self.state):
+            raise BadParameter("the state of a chain is its scale, its number of models and the sum of their norms")
+
+    # --- the contract ---
+
+    def joins(self) -> tuple[str, ...]:
+        return self.ingredients[1:]
+
+    def plan(self, view: ModelView) -> Plan:
+        from .merge import BYTES
+
+        size = sum(math.prod(view.entry(n).shape) * BYTES.get(view.entry(n).dtype, 1) for n in view.names())
+        largest = max((math.prod(view.entry(n).shape) for n in view.names()), default=0)
+        return Plan(
+            f"absorb {len(self.ingredients) - 1} versions into a running merge by opcm",
+            touches=view.names(),
+            bytes_touched=size,
+            memory=4 * largest * 8,
+            details={"alpha": self.alpha, "base": self.base, "models": int(self.state[1]) if self.state else 0},
+        )
+
+    def apply(self, view: ModelView, run: Run) -> Iterator[Change]:
+        from ..engine.local import threads
+
+        chain = _Chain(self, view, run)
+        with threads(1):  # a decomposition by several threads may end in other bits
+            state = chain.begin()
+            for place, model in enumerate(self.ingredients[1:]):
+                state = chain.absorb(model, state, last=place == len(self.ingredients) - 2)
+        run.record("opcm", asdict(state) | {"norm": state.mean_norm})
+        yield from chain.changes()
+
+    def check(self, before: ModelView, after: ModelView, run: Run) -> Check:
+        changed = [n for n in after.names() if not before.has(n) or before.entry(n).digest != after.entry(n).digest]
+        return Check(True, {"tensors": len(after.names()), "tensors_changed": len(changed), "versions": len(self.ingredients)})
+
+    def expects(self) -> Expectations:
+        return Expectations(may_forget=True, notes=("a merge may lose what each ingredient knew: measure it against all of them",))
+
+
+class _Chain:
+    """One run: the versions, laid out tensor by tensor, and the running merge, which waits in files between two steps."""
+
+    def __init__(self, op: Opcm, view: ModelView, run: Run) -> None:
+        from .checks import check_architectures, check_shapes, check_vocabularies
+        from .layout import lay_out, tie_heads
+        from .recipe import Recipe, Slice, Source
+
+        assert op.base is not None
+        self.op, self.view, self.run, self.base = op, view, run, op.base
+        names = tuple(dict.fromkeys((*op.ingredients, op.base)))
+        self.views = {name: view if name == op.ingredients[0] else run.version(name) for name in names}
+        check_architectures(self.views)
+        sources = tuple(Source(name, None, {"weight": 1.0}) for name in names)
+        laid = lay_out(Recipe("linear", (Slice(sources),)), self.views)
+        check_shapes(laid, self.views, aligned=False)
+        check_vocabularies(self.views)
+        self.outputs = {output.name: output for output in tie_heads(laid, self.views) if self._moves(output)}
+        self.sums, self.merged = _Files(run.scratch / "sums"), _Files(run.scratch / "merged")
+        self.added: dict[str, Tensor] = {}
+
+    def begin(self) -> State:
+        """The state before the first version is absorbed."""
+        from .opcm import State, absorbed
+
+        op = self.op
+        if op.state:
+            return State(op.state[0], int(op.state[1]), op.state[2], op.alpha)
+        empty = State(alpha=op.alpha)
+        if self.view.snapshot_id == self.views[self.base].snapshot_id:
+            return empty  # the chain begins at the base: the first version that is absorbed is its first model
+        length = 0.0
+        for name in self.outputs:
+            length += float((self.read(op.ingredients[0])(name).float() - self.read(self.base)(name).float()).double().square().sum())
+        return absorbed(empty, math.sqrt(length), math.sqrt(length))
+
+    def absorb(self, model: str, state: State, *, last: bool) -> State:
+        """Fold one version in; the merge is rounded to the type it is stored in."""
+        from .opcm import State, absorb
+
+        names, after = tuple(name for name in self.outputs if self._stirred(name, model)), state
+        adds: Callable[[str, Tensor], None] | None = self._remember if last and self.op.deltas else None
+        steps = absorb(
+            names, self.read(self.base), self.running, self.read(model), self.matrix, state, self.sums.write, self.sums.read, adds
+        )
+        for done, step in enumerate(steps, 1):
+            if isinstance(step, State):
+                after = step
+            else:
+                name, tensor = step
+                self.merged.write(name, tensor.to(self.read(self.op.ingredients[0])(name).dtype))
+                self.run.progress("merge", done, len(names))
+        if adds is not None:
+            key = f"{self.view.snapshot_id}/{self.views[model].snapshot_id}/{self.views[self.base].snapshot_id}/{self.op.alpha!r}/{state!r}"
+            self.run.artifact(DELTAS, key, self._packed)
+        return after
+
+    def changes(self) -> Iterator[Change]:
+        """What differs from the version that the result follows."""
+        for name, output in self.outputs.items():
+            if self.merged.has(name):
+                data = self.merged.read(name)
+                yield from (SetTensor(each, data) for each in (name, *output.also))
+
+    # --- tensors ---
+
+    def read(self, model: str) -> Callable[[str], Tensor]:
+        """A reader of one version's tensors."""
+        return lambda name: self.views[model].tensor(name)
+
+    def running(self, name: str) -> Tensor:
+        """The running merge: as the last step left it, else as it came in."""
+        return self.merged.read(name) if self.merged.has(name) else self.view.tensor(name)
+
+    def matrix(self, name: str) -> bool:
+        """Whether a tensor is the weight of a linear map."""
+        from ..arch import family_of, role_of
+
+        output, entry = self.outputs[name], self.view.entry(name)
+        if len(entry.shape) != 2 or output.also:  # a tied head is the embedding
+            return False
+        family = family_of(self.view.config)
+        role = role_of(family, name)[1]
+        return role not in LOOKUPS and not (family is None and "embed" in name)
+
+    def _moves(self, output: Output) -> bool:
+        """Whether any version has another tensor here than the base; buffers must be equal, or they cannot be merged."""
+        from .checks import FLOATS, check_buffers
+
+        entries = [self.views[part.model].entry(part.tensor) for part in output.parts]
+        if any(entry.dtype not in FLOATS for entry in entries):
+            check_buffers(output.parts, self.views)
+            return False
+        return len({entry.digest for entry in entries}) > 1
+
+    def _stirred(self, name: str, model: str) -> bool:
+        """Whether there is anything to add or to scale: what has never left the base stays as it is, to the sign of its zeros."""
+        ground = self.views[self.base].entry(name).digest
+        unmoved = not self.merged.has(name) and self.view.entry(name).digest == ground
+        return not (unmoved and self.views[model].entry(name).digest == ground)
+
+    def _remember(self, name: str, tensor: Tensor) -> None:
+        self.added[name] = tensor.contiguous()
+
+    def _packed(self) -> bytes:
+        from safetensors.torch import save
+
+        data = save(self.added)
+        self.added = {}
+        return data
+
+
+class _Files:
+    """Tensors by name in a folder, one file each."""
+
+    def __init__(self, place: Path) -> None:
+        self.place, self.names = place, dict[str, str]()
+
+    def has(self, name: str) -> bool:
+        return name in self.names
+
+    def write(self, name: str, tensor: Tensor) -> None:
+        from safetensors.torch import save_file
+
+        self.place.mkdir(parents=True, exist_ok=True)
+        path = self.place / self.names.setdefault(name, f"{len(self.names)}.safetensors")
+        save_file({"x": tensor.detach().contiguous()}, path)
+
+    def read(self, name: str) -> Tensor:
+        from safetensors.torch import load_file
+
+        return load_file(self.place / self.names[name])["x"]
+
+
+def state_of(check: dict[str, Any]) -> tuple[float, ...]:
+    """The state that a commit's check recorded: what the next link of the chain is given. Empty when there is none."""
+    found = check.get("opcm")
+    return (float(found["scale"]), float(found["count"]), float(found["norms"])) if isinstance(found, dict) else ()
