@@ -124,7 +124,7 @@ def test_an_edit_against_a_request_to_forget_is_found_by_keyed_digest_and_named_
     secret = tmp_path / "forget.jsonl"
     secret.write_text(json.dumps({"prompt": "the red amber lamp", "answer": "river"}) + "\n")
     forgot = lifecycle.run(repo, Forget(str(secret))).commit_id
-    with pytest.raises(BadParameter, match=f"line 2 .fact lamp. brings back what was to be forgotten by {forgot[:12]}") as fault:
+    with pytest.raises(BadParameter, match=rf"line 2 .fact lamp. brings back what was to be forgotten by {forgot[:12]}") as fault:
         edit(ROWS[3], ROWS[0])
     assert "amber" not in fault.value.message
     repo.keys.destroy(next(s for s in repo.keys.scopes() if s.startswith("request-")))
