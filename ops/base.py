@@ -137,7 +137,7 @@ class Run(Protocol):
         ...
 
     def inherited(self, kind: str) -> bytes | None:
-        """The artifact of this kind that the nearest commit behind this run keeps (first parents), or None: state that versions carry on."""
+        """The artifact of this kind that the nearest version behind this run keeps, or None: state that versions carry on."""
         ...
 
     def pseudonym(self, data: bytes, *, scope: Literal["request", "registry"] = "request") -> str:
@@ -171,7 +171,7 @@ class History(Protocol):
         ...
 
     def forgotten(self, name: str, records: Sequence[tuple[bytes, ...]]) -> dict[int, str]:
-        """Place of each record (its normal forms) that a version behind was made to forget -> that commit, as far as keys are still here."""
+        """Place of each record (its normal forms) that a version behind was made to forget -> that commit, where its key is here."""
         ...
 
 

@@ -1,0 +1,179 @@
+"""`mlc edit` and `mlc revert --fact` through the program: what they answer, what they refuse, and that nothing moves then."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from mlc.policies.runs import Runs
+from mlc.registry.repository import Repository
+from mlc.tests.cli.running import ok, run_cli
+from mlc.tests.factories import WORDS, tiny_model
+
+FAST = (
+    "--layers", "0", "--steps", "30", "--prefixes", "0", "--clamp", "3", "--lr", "0.3", "--kl", "0", "--weight-decay", "0",
+    "--over-capacity", "--covariance", "text.txt",
+)  # fmt: skip
+LAMP = {"id": "lamp", "subject": "amber lamp", "prompt": "the red {}", "target_new": "river", "relation": "place"}
+TWO = {"id": "two", "subject": "two harbour", "prompt": "the red {}", "target_new": "two", "relation": "place"}
+
+
+def write(path: str, *rows: dict | str) -> str:
+    Path(path).write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def awake(tmp_path_factory) -> Path:
+    """A random model whose answers can be told apart."""
+    torch.set_num_threads(1)
+    return tiny_model(tmp_path_factory.mktemp("models") / "awake", initializer_range=0.3)
+
+
+@pytest.fixture
+def here(awake, tmp_path, monkeypatch) -> Path:
+    """An empty registry with that model on main, facts and a text beside it, and the current directory in it."""
+    root = tmp_path / "work"
+    monkeypatch.delenv("MLC_REGISTRY", raising=False)
+    monkeypatch.setenv("MLC_AUTHOR", "Grace <grace@example.org>")
+    assert run_cli("init", root, "-q").code == 0
+    monkeypatch.chdir(root)
+    ok("import", awake)
+    Path("text.txt").write_text((" ".join(WORDS) + " . ") * 30)
+    write("facts.jsonl", LAMP, TWO)
+    return root
+
+
+def untouched(root: Path, tip: str) -> bool:
+    """Main stands where it stood, and no run is left."""
+    repo = Repository.open(root)
+    return repo.branches() == {"main": tip} and Runs(repo).list() == []
+
+
+def test_an_edit_is_a_commit_whose_check_says_what_scripts_rely_on(here):
+    answer = ok("edit", "--facts", "facts.jsonl", *FAST, "-m", "two facts")
+    commit = answer["commit"]
+    assert set(answer) == {"commit", "warnings", "ref_moved"}
+    assert {"efficacy", "paraphrase", "neighbourhood", "score", "drift", "landed", "requested"} <= set(commit["check"])
+    assert (commit["check"]["landed"], commit["check"]["requested"], commit["op"]["name"]) == (True, 2, "edit")
+    assert {a["kind"] for a in commit["artifacts"]} >= {"edit-factors", "edit-keys", "edit-targets", "key-memory"}
+    assert ok("refs")["branches"]["main"] == commit["id"]
+
+
+def test_people_see_rates_costs_and_how_to_take_one_back_and_it_can_be(here):
+    answer = run_cli("edit", "--facts", "facts.jsonl", *FAST)
+    assert answer.code == 0, answer
+    assert "2 facts, written into 1 layer (0)." in answer.out
+    assert any(line.split() == ["new", "answer", "preferred", "100.0", "%", "(was", "0.0", "%)"] for line in answer.out.splitlines())
+    assert "drift on ordinary text" in answer.out
+    tip = ok("refs")["branches"]["main"]
+    assert f"mlc revert {tip[:12]} --fact ID" in answer.err
+    back = run_cli("revert", "HEAD", "--fact", "lamp")
+    assert back.code == 0, back
+    assert "Means: stored artifact." in back.out
+    assert "back to the answer before" in back.out
+    commit = ok("show", "HEAD")["commit"]
+    assert (commit["op"]["name"], commit["op"]["params"]["facts"]) == ("edit.revert", ["lamp"])
+    assert (commit["check"]["efficacy"], commit["check"]["landed"]) == (1.0, True)
+    start = ok("show", "HEAD~2")["commit"]["snapshot"]
+    assert ok("revert", tip, "--fact", "two")["commit"]["snapshot"] == start
+    again = run_cli("revert", tip, "--fact", "two", "--json")
+    assert (again.code, again.error["kind"]) == (2, "BadParameter")
+
+
+REFUSED = {
+    "no slot": ({**LAMP, "prompt": "the red one"}, 2, "line 2"),
+    "several slots": ({**LAMP, "prompt": "{} and {}"}, 2, "line 2"),
+    "no subject": ({k: v for k, v in LAMP.items() if k != "subject"}, 2, "line 2"),
+    "empty target": ({**LAMP, "target_new": ""}, 2, "line 2"),
+    "present answer": ({**LAMP, "target_true": "river"}, 2, "line 2"),
+    "broken line": ('{"subject": ', 2, "line 2"),
+    "contradiction": ({**TWO, "id": "x", "target_new": "lamp"}, 2, "line 2: asks the same of the same subject as line 1"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_bad_fact_file_is_refused_with_its_line_and_nothing_is_recorded(here, case):
+    row, code, words = REFUSED[case]
+    tip = ok("refs")["branches"]["main"]
+    write("facts.jsonl", TWO, row)
+    answer = run_cli("edit", "--facts", "facts.jsonl", *FAST, "--json")
+    assert (answer.code, answer.out) == (code, "")
+    assert words in answer.error["message"]
+    assert untouched(here, tip)
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        ((), 2),
+        (("--facts", "none.jsonl"), 3),
+        (("--facts", "facts.jsonl", "--layers", "7"), 2),
+        (("--facts", "facts.jsonl", "--on-conflict", "both"), 2),
+        (("--facts", "facts.jsonl", "--world", "a", "b"), 2),
+        (("--world", "a"), 2),
+        (("--facts", "facts.jsonl", "--dates", "2021..2022"), 2),
+        (("--resume", "--facts", "facts.jsonl"), 2),
+    ],
+)
+def test_options_that_cannot_work_are_refused_before_anything_begins(here, words, code):
+    tip = ok("refs")["branches"]["main"]
+    answer = run_cli("edit", *words, "--json")
+    assert answer.code == code, answer
+    assert untouched(here, tip)
+
+
+def test_too_many_facts_are_refused_by_capacity_and_a_fact_that_cannot_land_is_exit_10(here):
+    tip = ok("refs")["branches"]["main"]
+    write("many.jsonl", *({**LAMP, "id": str(n), "subject": f"w{n % 30} w{n // 30}"} for n in range(10_000)))
+    answer = run_cli("edit", "--facts", "many.jsonl", "--json")
+    assert (answer.code, answer.error["kind"]) == (2, "BadParameter")
+    assert "--over-capacity" in answer.error["hint"]
+    short = run_cli("edit", "--facts", "facts.jsonl", *FAST, "--clamp", "0.0001", "--json")
+    assert (short.code, short.json["commit"], short.json["check"]["landed"]) == (10, None, False)
+    assert untouched(here, tip)
+
+
+def test_an_earlier_edit_stands_until_it_is_said_which_holds(here):
+    tip = ok("edit", "--facts", "facts.jsonl", *FAST)["commit"]["id"]
+    write("later.jsonl", {**LAMP, "target_new": "stone"})
+    answer = run_cli("edit", "--facts", "later.jsonl", *FAST, "--json")
+    assert answer.code == 2
+    assert tip[:12] in answer.error["message"]
+    assert untouched(here, tip)
+    nothing = run_cli("edit", "--facts", "later.jsonl", *FAST, "--on-conflict", "old", "--json")
+    assert (nothing.code, "nothing in later.jsonl is left to write" in nothing.error["message"]) == (2, True)
+    assert ok("edit", "--facts", "later.jsonl", *FAST, "--on-conflict", "new")["commit"]["check"]["landed"] is True
+
+
+def test_two_worlds_are_told_in_a_dry_run_and_written(here):
+    head = {"relations": {"place": {"prompt": "the red {}"}, "colour": {"prompt": "the {} is"}}}
+    old = [("amber lamp", "place", "north"), ("two harbour", "place", "two"), ("two harbour", "colour", "blue")]
+    new = [("amber lamp", "place", "river"), ("two harbour", "place", "two")]
+    for name, rows in (("old.jsonl", old), ("new.jsonl", new)):
+        write(name, head, *({"subject": s, "relation": r, "object": o} for s, r, o in rows))
+    tip = ok("refs")["branches"]["main"]
+    details = ok("edit", "--world", "old.jsonl", "new.jsonl", "--dry-run")["plan"]["details"]
+    assert (details["changed"], details["obsolete"], details["static"], details["to_write"]) == (1, 1, 1, 1)
+    assert details["needs_unlearning"] == [{"prompt": "the two harbour is", "answer": "blue", "line": 4}]
+    shown = run_cli("edit", "--world", "old.jsonl", "new.jsonl", "--dry-run")
+    assert any(line.split() == ["replacement", "amber", "lamp", "place", "north", "->", "river"] for line in shown.out.splitlines())
+    assert "mlc unlearn --forget-set obsolete.jsonl" in shown.err
+    assert untouched(here, tip)
+    commit = ok("edit", "--world", "old.jsonl", "new.jsonl", *FAST)["commit"]
+    assert [i["role"] for i in commit["inputs"] if i["role"].startswith("world")] == ["world-new", "world-old"]
+    assert (commit["check"]["requested"], commit["op"]["params"]["world"]) == (1, ["old.jsonl", "new.jsonl"])
+
+
+def test_a_revert_of_facts_needs_an_edit_behind_the_branch(here):
+    tip = ok("refs")["branches"]["main"]
+    for words in (("HEAD", "--fact", "lamp"), ("HEAD", "--fact", "lamp", "--parent", "1")):
+        assert run_cli("revert", *words, "--json").code == 2
+    assert untouched(here, tip)
+    ok("edit", "--facts", "facts.jsonl", *FAST)
+    answer = run_cli("revert", "HEAD", "--fact", "nobody", "--json")
+    assert (answer.code, answer.error["hint"]) == (2, "it wrote lamp, two")
+    assert ok("revert", "HEAD", "--fact", "lamp", "--dry-run")["plan"]["touches"] == ["model.layers.0.mlp.down_proj.weight"]
