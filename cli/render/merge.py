@@ -21,9 +21,8 @@ def parent_lines(check: Mapping[str, Any], names: Any, paint: Paint) -> list[str
         for parent, suites in parents.items():
             lines += [f"  {called[parent].ljust(width)}  {paint.cyan(suite)}  {told}" for suite, told in _suites(suites)]
     if isinstance(chain := check.get("opcm"), Mapping):
-        lines.append(
-            f"  {count(chain['count'], 'model')} at a distance of {number(chain['norm'])} from the base, scale {number(chain['scale'])}."
-        )
+        held, far = count(chain["count"], "model"), number(chain["norm"])
+        lines.append(f"  {held} at a distance of {far} from the base, scale {number(chain['scale'])}.")
     return lines
 
 
