@@ -62,7 +62,7 @@ def run(
         session.lines(edit_lines(check, session.paint))
 
     def hint(commit: dict[str, Any]) -> str:
-        return f"mlc revert {commit['short']} --fact ID takes one fact back"
+        return f"mlc revert {commit['short']} --fact ID"
 
     def planned(details: dict[str, Any]) -> None:
         session.lines(world_lines(details, session.paint))

@@ -1,4 +1,4 @@
-"""Taking single facts of an edit back: the closed form again from stored keys and targets, without them. The others stay.
+"""Taking single facts of an edit back: the closed form again from what is kept, with nothing to write at their keys. The others stay.
 
 Needs no forward pass, unless a subject keeps some of its facts: these share one target, which is then found anew on the edit's parent. A
 matrix that nothing has changed since is written again from the parent's, to the bit; one that was changed later gets the difference.
@@ -73,14 +73,15 @@ class _Left:
         up, down = self.factors[f"layer.{layer}.up"], self.factors[f"layer.{layer}.down"]
         if not self.out:
             return up, down
-        keys, owner, gone = self.tensors[f"layer.{layer}.keys"], self.tensors["owner"], self.gone
+        keys, gone = self.tensors[f"layer.{layer}.keys"], self.gone
         moment = unpack_moment(self.run.artifact(COVARIANCE, self.about["moments"][str(layer)], _absent), keys.shape[0])
         memit = self.op.method == "memit"
         metric = solve.memit_metric(moment.matrix) if memit else solve.alphaedit_metric(moment.matrix, self.op.threshold)
         residual = up.double()
         for i, change in self.fresh.items():
             residual[:, i] = change.double() / len(self.about["layers"])
-        beside = self.tensors[f"layer.{layer}.spread"].double()[:, ~gone[owner]]
+        # What goes is spared from now on: the others write nothing at its key, and the equations stay as the others were tuned for.
+        beside = torch.cat([self.tensors[f"layer.{layer}.spread"].double(), keys[:, gone]], 1)
         if f"layer.{layer}.earlier" in self.tensors:
             beside = torch.cat([beside, self.tensors[f"layer.{layer}.earlier"].double()], 1)
         weight = self.about["numbers"][str(layer)]["weight"]
