@@ -41,7 +41,7 @@ class Edit(Operation):
     steps: int = option(40, help="most optimisation steps per target vector")
     lr: float | None = option(None, help="rate of the target vectors (default: by the size of the hidden state)")
     clamp: float = option(1.0, help="largest length of a target's change, relative to the hidden state")
-    kl: float = option(0.5, help="weight of what else the model says about the subject")
+    kl: float = option(1.0, help="weight of what else the model says, about the subject and at large")
     weight_decay: float = option(0.05, help="weight of the target's relative length")
     strength: float | None = option(
         None, help="share of a single fact that is written, 0 to 1: sets the weight of old keys (default: 0.95)"

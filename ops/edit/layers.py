@@ -91,7 +91,7 @@ def trace(model: Editable, asked: Sequence[tuple[str, str]], prompter: Prompter,
     asked: (template, subject). Gaussian noise of NOISE standard deviations on all subject tokens, SAMPLES draws.
     """
     rows = [prompter.row(t, s) for t, s in asked]
-    starts = [prompter.start(t, s) for t, s in asked]
+    starts = [row.first for row in rows]
     clean = collate(rows)
     answers = model.logits(clean).softmax(-1)
     chosen = answers.argmax(-1)

@@ -17,7 +17,7 @@ from .prompts import Group
 from .site import Editable
 from .targets import DONE, Adam, Part, Settings, clamped, lost, parts_of
 
-STEPS = 15
+STEPS = 25
 PACE = 0.5  # of the targets' rate
 
 
@@ -83,12 +83,12 @@ def _measure(
         cost.backward()
         total = total + cost.detach() / len(change)
     for part, reach in parts:
-        # Every token sees the write, but only the subject's may ask for more of it: else the last block learns to answer at the
-        # prompt's end, which is no fact about a subject and costs ten times the drift.
-        rows = torch.arange(len(part.owner), device=change.device)
-        states = part.states + reach @ change
-        at = part.states[rows, part.batch.at] + reach[rows, part.batch.at] @ moved
-        losses = lost(model, layer, part, states.index_put((rows, part.batch.at), at))
+        # Every token sees the write, but only the subject's tokens may ask for more of it: else the last block learns to answer at
+        # the prompt's end, which is no fact about a subject and costs ten times the drift.
+        place = torch.arange(reach.shape[1], device=change.device)[None]
+        inside = ((place >= part.batch.first[:, None]) & (place <= part.batch.at[:, None]))[:, :, None]
+        states = part.states + reach @ change + (reach * inside) @ (moved - change)
+        losses = lost(model, layer, part, states)
         losses.sum().backward()
         total = total.index_add(0, part.owner[part.batch.rows], losses.detach())
     assert moved.grad is not None

@@ -36,13 +36,15 @@ class Row:
     at: int
     places: tuple[int, ...]
     targets: tuple[int, ...] = ()
+    first: int = 0  # where the subject begins
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows as tensors: ids int64 [n, width], at int64 [n]; and flat over all scored places: row, place and target."""
+    """Rows as tensors: ids int64 [n, width]; the subject's tokens, first and at int64 [n]; flat over scored places: row, place, target."""
 
     ids: Tensor
+    first: Tensor
     at: Tensor
     rows: Tensor
     places: Tensor
@@ -71,6 +73,7 @@ def collate(rows: Sequence[Row]) -> Batch:
     counts = torch.tensor([len(r.places) for r in rows])
     return Batch(
         ids,
+        torch.tensor([r.first for r in rows]),
         torch.tensor([r.at for r in rows]),
         torch.repeat_interleave(torch.arange(len(rows)), counts),
         torch.tensor([p for r in rows for p in r.places]),
@@ -92,34 +95,28 @@ class Prompter:
         """
         head = template.replace(SLOT, subject).rstrip()
         begin = template.index(SLOT)
-        ids, at = self._tokens(head, begin, begin + len(subject))
+        ids, first, at = self._tokens(head, begin, begin + len(subject))
         lead = self.lead or (() if ids else tuple(self.coder.start))
         if answer is None:
-            return self._checked(Row((*lead, *ids), len(lead) + at, (len(lead) + len(ids) - 1,)), fact)
-        full, _ = self._tokens(f"{head} {answer.strip()}", begin, begin + len(subject))
+            return self._checked(Row((*lead, *ids), len(lead) + at, (len(lead) + len(ids) - 1,), (), len(lead) + first), fact)
+        full, _, _ = self._tokens(f"{head} {answer.strip()}", begin, begin + len(subject))
         border = next((i for i, (a, b) in enumerate(zip(full, ids, strict=False)) if a != b), min(len(full), len(ids)))
         if border == len(full) or not border + len(lead):
             raise _bad(fact, "the new answer leaves no token behind its prompt")
         places = tuple(range(len(lead) + border - 1, len(lead) + len(full) - 1))
-        return self._checked(Row((*lead, *full[:-1]), len(lead) + min(at, len(full) - 2), places, full[border:]), fact)
-
-    def start(self, template: str, subject: str) -> int:
-        """Where the subject's first token stands in `row(template, subject)`."""
-        head, begin = template.replace(SLOT, subject).rstrip(), template.index(SLOT)
-        coded: Any = self.coder.tokenizer(head, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        spans = coded["offset_mapping"]
-        return len(self.lead) + next((i for i, (_, b) in enumerate(spans) if b > begin), 0)
+        at, first = min(at, len(full) - 2), min(first, len(full) - 2)
+        return self._checked(Row((*lead, *full[:-1]), len(lead) + at, places, full[border:], len(lead) + first), fact)
 
     def _checked(self, row: Row, fact: Fact | None) -> Row:
         if self.window is not None and len(row.ids) >= self.window:
             raise _bad(fact, f"prompt and answer are {len(row.ids) + 1} tokens; the model reads {self.window}")
         return row
 
-    def _tokens(self, text: str, begin: int, end: int) -> tuple[tuple[int, ...], int]:
+    def _tokens(self, text: str, begin: int, end: int) -> tuple[tuple[int, ...], int, int]:
         coded: Any = self.coder.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         spans = coded["offset_mapping"]
-        at = max((i for i, (a, b) in enumerate(spans) if a < end and b > begin), default=0)
-        return tuple(coded["input_ids"]), at
+        inside = [i for i, (a, b) in enumerate(spans) if a < end and b > begin] or [0]
+        return tuple(coded["input_ids"]), inside[0], inside[-1]
 
 
 def groups_of(facts: Sequence[Fact], prompter: Prompter, prefixes: Sequence[str]) -> list[Group]:

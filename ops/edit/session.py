@@ -31,14 +31,14 @@ from .polish import polish
 from .prompts import Group, Prompter, groups_of, prefixes_of
 from .requests import inputs, requested
 from .site import Editable, check_span, stored_name
-from .targets import Settings, Targets, find_targets, hidden_at
+from .targets import Settings, Targets, find_targets, hidden_at, radii
 
 if TYPE_CHECKING:
     from ...registry.view import ModelView
     from ..evaluate.bench import Bench
     from .edit import Edit
 
-DRIFT = 5.0  # weight of the drift certificate in the correction, per subject
+DRIFT = 10.0  # weight of the drift certificate in the correction, per subject and unit of --kl
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,9 +214,9 @@ def _write(op: Edit, ready: Prepared, targets: Targets, layer: int, metric: solv
     residual = missing.T.double().cpu() / left
     wanted = residual
     if left == 1:
-        radius = op.clamp * polish_slack(op.share) * targets.hidden.norm(dim=1)
+        radius = polish_slack(op.share) * radii(targets.hidden, op.clamp)
         gram = written.T @ metric.moment @ written
-        scale = DRIFT * len(ready.groups) / _energy(model, layer, metric)
+        scale = op.kl * DRIFT * len(ready.groups) / _energy(model, layer, metric)
         tell = lambda done, total: run.progress("correct", done, total)  # noqa: E731
         residual = polish(
             model, layer, ready.groups, residual, written, radius, targets.lr, ready.settings, (gram, scale), tell

@@ -120,7 +120,7 @@ class TestRows:
             row = asked.row(template, "amber lamp")
             assert row.at == at
             assert row.ids[row.at] == 4 + WORDS.index("lamp")
-            assert row.ids[asked.start(template, "amber lamp")] == 4 + WORDS.index("amber")
+            assert row.ids[row.first] == 4 + WORDS.index("amber")
 
     def test_the_answers_tokens_are_scored_where_they_are_predicted(self, views):
         row = prompter(views["llama"]).row("the {} is", "harbour", "red river")
