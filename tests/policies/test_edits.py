@@ -176,7 +176,7 @@ def test_a_fact_goes_the_others_stay_and_the_rest_of_the_model_is_untouched(repo
     first = edit(ROWS[0], ROWS[3])
     outcome = revert_facts(repo, first, ("lamp",), author="tester")
     commit = outcome.commit
-    assert (commit.op.name, commit.op.params["rev"], commit.op.params["facts"]) == ("edit.revert", first, ["lamp"])
+    assert (commit.op.name, commit.op.params["rev"], commit.op.params["facts"]) == ("edit.revert", first, ("lamp",))
     assert (commit.check["means"], commit.check["others"], commit.check["landed"]) == ("stored artifact", 1, True)
     assert commit.check["restored"] >= 0.95
     assert commit.check["efficacy"] == commit.check["efficacy_before"] == 1.0
@@ -190,7 +190,7 @@ def test_all_facts_taken_back_give_the_parents_bytes_also_one_by_one(repo, root,
     first = edit(ROWS[0], ROWS[3])
     revert_facts(repo, first, ("lamp",))
     last = revert_facts(repo, first, ("two",)).commit
-    assert last.op.params["lost"] == ["lamp"]
+    assert last.op.params["lost"] == ("lamp",)
     assert last.snapshot == repo.commit(root).snapshot
 
 
