@@ -7,12 +7,15 @@ import json
 import pytest
 import torch
 
+from mlc.ops.data.facts import Fact
 from mlc.ops.edit import checking, keep
 from mlc.ops.edit.covariance import unpack_moment
 from mlc.ops.edit.edit import Edit, parse_layers
 from mlc.ops.edit.layers import candidates
-from mlc.ops.edit.measure import harmonic, retained, unchanged
+from mlc.ops.edit.measure import asked_of, bench_of, harmonic, retained, unchanged
 from mlc.ops.edit.unedit import Kept, unwrite
+from mlc.ops.evaluate.coder import Coder
+from mlc.ops.models import load_model, load_tokenizer
 from mlc.registry.delta.derived import derive
 from mlc.registry.errors import BadInputFile, BadParameter, CheckFailed, Incompatible
 from mlc.tests.factories import WORDS, tiny_model
@@ -166,7 +169,7 @@ class TestTakingBack:
         moved = change.data.double() - view.tensor(change.name).double()
         before = changes[0].data.double() - view.tensor(change.name).double()
         # On the key of the fact that went, next to nothing is left; the others keep what they had.
-        assert (moved @ key[:, 1]).norm() < 0.2 * (before @ key[:, 1]).norm()
+        assert (moved @ key[:, 1]).norm() < 0.3 * (before @ key[:, 1]).norm()
         for i in (0, 2):
             assert (moved @ key[:, i]).norm() >= 0.9 * (before @ key[:, i]).norm()
 
@@ -209,11 +212,14 @@ class TestRefusals:
         with pytest.raises(BadParameter, match="10,000 subjects are more than"):
             Edit(facts=str(path)).plan(view)
 
-    def test_what_the_model_says_already_is_nothing_to_edit(self, view, done, facts):
-        _, _, _, after = done
-        assert done[0].check(view, after, done[1]).values["exact_match"] > 0
-        with pytest.raises(BadInputFile, match="the model already answers so"):
-            list(Edit(facts=facts, **EAGER).apply(after, MemoryRun()))
+    def test_what_the_model_says_already_is_nothing_to_edit(self, view, tmp_path):
+        fact = Fact("a", 1, "harbour", "the {} is", "red")
+        bench = bench_of(load_model(view, dtype=torch.float32), Coder(load_tokenizer(view)), "ask")
+        (said,) = asked_of([fact], bench).rivals
+        path = tmp_path / "said.jsonl"
+        path.write_text(json.dumps({"subject": fact.subject, "prompt": fact.prompt, "target_new": said}) + "\n")
+        with pytest.raises(BadInputFile, match=r"said.jsonl, line 1: the model already answers so"):
+            list(Edit(facts=str(path), **EAGER).apply(view, MemoryRun()))
 
     def test_second_moments_of_another_model_are_refused(self, done):
         with pytest.raises(Incompatible, match="keys of 32 numbers, this layer's keys have 48"):
