@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .style import Paint
-from .text import ago, percent, printable, size
+from .text import ago, count, percent, printable, size
 
 if TYPE_CHECKING:
     from ..context import Session
@@ -31,7 +31,7 @@ def overlay_line(check: dict[str, Any], paint: Paint) -> str:
     """What lies over a version after a change, in one line."""
     laid = ", ".join(f"{paint.green(p['name'])} at {p['strength']:g}" for p in check.get("patches", ()))
     if laid:
-        return f"Patches: {laid}; {check['tensors_patched']} tensors differ from the clean version."
+        return f"Patches: {laid}; {count(check['tensors_patched'], 'tensor')} changed against the clean version."
     return f"Patches: none; snapshot {check.get('clean_snapshot')} is the clean one again."
 
 

@@ -1,8 +1,9 @@
 """A signature as one self-contained stream of bytes: what it changes, in how many bits, and for which architecture.
 
-Layout: a mark, the sizes of the header, the header (canonical JSON, zstd), numbers (two float32 per tensor), statistics (float32), then the
-codes in frames. A frame holds the codes of neighbouring tensors, a few million at a time: together they share one code table, and one
-tensor can be read without the rest. The digest of the stream is the signature's name in every commit.
+Layout: a mark, the sizes of the header, the header (canonical JSON, zstd), numbers (float32: one per ternary tensor, else two), statistics
+(bfloat16 in ternary signatures, else float32), then the codes in frames. A frame holds the codes of neighbouring tensors, a few million at
+a time: together they share one code table, and one tensor can be read without the rest. The digest of the stream is the signature's name
+in every commit.
 """
 
 from __future__ import annotations
@@ -149,7 +150,7 @@ def encode(kind: Kind, architecture: str, total: int, parts: Iterable[Part], sta
         numbers = numbers[::2]
     plain = [
         np.asarray(numbers, dtype="<f4").tobytes(),
-        *(v.to(torch.float32).numpy().astype("<f4").tobytes() for v in statistics.values()),
+        *(_statistic_bytes(values, kind.bits) for values in statistics.values()),
     ]
     squeezed = compress(header, LEVEL)
     return b"".join([MARK, SIZES.pack(len(header), len(squeezed)), squeezed, *plain, *streams])
@@ -195,8 +196,11 @@ def _decoded(data: memoryview, digest: Digest) -> Signature:
     pairs = zip(numbers, [0.0] * len(numbers), strict=True) if kind.bits == TERNARY else zip(numbers[::2], numbers[1::2], strict=True)
     statistics = {}
     for name, shape in header["statistics"]:
-        values, plain = _floats(plain, math.prod(shape))
-        statistics[name] = torch.from_numpy(values).reshape(shape)
+        size = math.prod(shape) * (2 if kind.bits == TERNARY else 4)
+        if len(plain) < size:
+            raise ValueError("it ends too early")
+        statistics[name] = _statistic(bytes(plain[:size]), kind.bits).reshape(shape)
+        plain = plain[size:]
     frames, first = [], 0
     for size, masked, told in header["frames"]:
         if len(plain) < size + masked:
@@ -213,3 +217,15 @@ def _decoded(data: memoryview, digest: Digest) -> Signature:
 
 def _floats(data: memoryview, count: int) -> tuple[np.ndarray[Any, Any], memoryview]:
     return np.frombuffer(data[: 4 * count], dtype="<f4", count=count).astype(np.float32), data[4 * count :]
+
+
+def _statistic_bytes(values: Tensor, bits: str) -> bytes:
+    """Running statistics as stored: the upper half of a float32 will do where weights have but a sign."""
+    kept = values.to(torch.bfloat16).view(torch.int16) if bits == TERNARY else values.to(torch.float32)
+    return np.asarray(kept.contiguous().reshape(-1).numpy(), dtype="<i2" if bits == TERNARY else "<f4").tobytes()
+
+
+def _statistic(data: bytes, bits: str) -> Tensor:
+    if bits == TERNARY:
+        return torch.from_numpy(np.frombuffer(data, dtype="<i2").astype(np.int16)).view(torch.bfloat16).to(torch.float32)
+    return torch.from_numpy(np.frombuffer(data, dtype="<f4").astype(np.float32))

@@ -52,9 +52,9 @@ def test_people_read_what_a_patch_weighs_and_what_lies_over_a_version(robust):
     assert "Patch fog\n" in made.out
     assert "% of the same tensors in float32" in made.out
     assert "8-bit; all layers, for strength 1" in made.out
-    assert "warning: The robust version was trained from the clean one" in made.err
+    assert "warning: the robust version was trained from the clean one" in made.err
     assert "next: mlc patch apply fog --branch fog" in made.err
-    assert "Patches: fog at 0.5; 1 tensors differ" in run_cli("patch", "apply", "fog", "--strength", "0.5").out
+    assert "Patches: fog at 0.5; 1 tensor changed against the clean version" in run_cli("patch", "apply", "fog", "--strength", "0.5").out
     table = run_cli("patch", "list").out
     assert "*  fog" in table
     assert "0.5" in table

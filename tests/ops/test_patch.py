@@ -63,15 +63,16 @@ def test_models_without_a_difference_have_no_signature():
         extract(view, view, small(1), kind_of("8", None, "all", 1))
 
 
-def test_running_statistics_are_kept_as_values_and_counters_left_alone():
+@pytest.mark.parametrize(("bits", "dtype"), [("8", torch.float32), ("ternary", torch.bfloat16)])
+def test_running_statistics_are_kept_as_values_and_counters_left_alone(bits, dtype):
     clean = small()
     robust = moved(clean, 3)
-    found = decode(extract(robust, clean, small(1), kind_of("ternary", None, "all", 1)))
+    found = decode(extract(robust, clean, small(1), kind_of(bits, None, "all", 1)))
     assert set(found.statistics) == {"norm.running_mean", "norm.running_var"}
     assert "norm.num_batches_tracked" not in found.names()
     assert "norm.running_mean" not in found.tensors
     for name in found.statistics:
-        assert torch.equal(materialise(name, clean.tensor(name), [(found, 1.0)]), robust.tensor(name))
+        assert torch.equal(materialise(name, clean.tensor(name), [(found, 1.0)]), robust.tensor(name).to(dtype).float())
 
 
 def test_other_architectures_are_refused_with_the_first_mismatch():
