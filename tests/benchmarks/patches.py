@@ -79,13 +79,13 @@ def salt(x: Tensor, g: torch.Generator) -> Tensor:
 
 
 def fresh(kind: str, seed: int) -> torch.nn.Module:
-    """A model of one of MODELS; the CNN is twice as deep as that of the tests, 44 thousand parameters."""
+    """A model of one of MODELS; the CNN is twice as wide as that of the tests: 79 thousand parameters."""
     if kind == "vit":
         return untrained(kind, seed)
     import transformers as tf
 
     torch.manual_seed(seed)
-    sizes = {"embedding_size": 16, "hidden_sizes": [16, 32], "depths": [2, 2]}
+    sizes = {"embedding_size": 32, "hidden_sizes": [32, 64], "depths": [1, 1]}
     return tf.ResNetForImageClassification(
         tf.ResNetConfig(num_channels=1, layer_type="basic", num_labels=CLASSES, image_size=SIZE, **sizes)
     )
