@@ -56,16 +56,16 @@ def overlay(repo: Repository, commit_id: CommitId) -> Overlay:
     at: CommitId | None = commit_id
     while at is not None:
         commit = repo.commit(at)
-        if commit.op.name == Patch.name:
-            clean, laid = _recorded(commit)
-            if own is None and commit.snapshot == start.snapshot:
-                own = clean, laid
-            elif at not in reverted:
-                for patch in laid:
-                    grown.setdefault(patch.signature, (patch.name, at))
-            at = clean
-        else:
+        if commit.op.name != Patch.name or at in reverted:
             at = _content_before(repo, commit, reverted)
+            continue
+        at_clean, laid = _recorded(commit)
+        if own is None and commit.snapshot == start.snapshot:
+            own = at_clean, laid
+        else:
+            for patch in laid:
+                grown.setdefault(patch.signature, (patch.name, at))
+        at = at_clean
     clean, laid = own or (commit_id, ())
     return Overlay(clean, laid, {digest: found for digest, found in grown.items() if digest not in {p.signature for p in laid}})
 

@@ -56,7 +56,7 @@ def test_people_read_what_a_patch_weighs_and_what_lies_over_a_version(robust):
     assert "next: mlc patch apply fog --branch fog" in made.err
     assert "Patches: fog at 0.5; 1 tensor changed against the clean version" in run_cli("patch", "apply", "fog", "--strength", "0.5").out
     table = run_cli("patch", "list").out
-    assert "*  fog" in table
+    assert "*   fog" in table
     assert "0.5" in table
     assert "replaced" not in run_cli("patch", "show", "fog").out
     assert "is the clean one again" in run_cli("patch", "remove", "fog").out

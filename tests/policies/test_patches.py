@@ -95,6 +95,10 @@ def test_a_revert_from_the_middle_frees_the_patch(repo, weather):
     lifecycle.revert(repo, outcome.commit_id, author="a")
     assert patches.overlay(repo, repo.resolve("main")).grown == {}
     assert apply(repo, "night").ref_moved
+    gone = remove(repo, "night")
+    scaled(repo, NORM)
+    lifecycle.revert(repo, gone.commit_id, author="a")  # and back it is, though not as a patch of its own
+    assert [name for name, _ in patches.overlay(repo, repo.resolve("main")).grown.values()] == ["night"]
 
 
 def test_a_patch_is_carried_over_to_a_later_clean_version(repo, weather):
