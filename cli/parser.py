@@ -57,6 +57,8 @@ class Command(Shared, typer.core.TyperCommand):
         several = getattr(self, "several_values", {})
         for place, word in reversed(list(enumerate(args))):
             for further in range(several.get(word, 1) - 1, 0, -1):  # `--world OLD NEW` is `--world OLD --world NEW`
+                if not args[place + further + 1 : place + further + 2] or args[place + further + 1].startswith("-"):
+                    continue  # one is missing: the verb says so
                 args.insert(place + further + 1, word)
         meant = getattr(self, "optional_values", {})
         for place, word in reversed(list(enumerate(args))):

@@ -195,7 +195,7 @@ def test_all_facts_taken_back_give_the_parents_bytes_also_one_by_one(repo, root,
 
 
 def test_a_subject_that_keeps_some_of_its_facts_gets_a_target_of_its_own(repo, root, edit):
-    first = edit(*ROWS[:2], {**ROWS[2], "target_new": "blue"}, kl=0.5, steps=60)
+    first = edit(*ROWS[:2], {**ROWS[2], "target_new": "lamp"}, kl=0.5, steps=60)
     commit = revert_facts(repo, first, ("colour",)).commit
     assert commit.check["others"] == 2
     assert commit.check["landed"] is True
