@@ -1,0 +1,55 @@
+"""`mlc merge` and `mlc unmerge` through the program."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mlc.tests.cli.running import ok, run_cli
+from mlc.tests.ops.fakes import MemoryView
+from mlc.tests.ops.merging import sibling
+
+
+@pytest.fixture
+def pair(lenient):
+    """The history of the command line's tests, with a branch `side` that starts at its root; no suites, so that no model is run."""
+    settings = lenient.root / "mlc.toml"
+    settings.write_text(settings.read_text().replace('suites = ["suites/*.toml"]', "suites = []"))
+    sibling(MemoryView.of(lenient.root / "model"), 1).save(Path("side"))
+    ok("commit", "side", lenient.first, "--branch", "side")
+    return lenient
+
+
+def test_the_answer_is_a_commit_with_both_parents_and_it_can_be_taken_apart_again(pair):
+    side = ok("refs")["branches"]["side"]
+    made = ok("merge", "main", "side", "--weights", "0.7,0.3", "-m", "both")["commit"]
+    assert made["parents"] == [pair.second, side]
+    assert made["op"]["params"]["weights"] == [0.7, 0.3]
+    assert set(made["check"]["parents"]) == {pair.second, side}
+    assert made["delta"]["bytes_stored"] <= 4096
+    answer = run_cli("unmerge", "main", "--remove", "side")
+    assert answer.code == 0, answer
+    assert f"is that of the merge of {pair.second[:12]}." in answer.out
+    assert ok("show", "main")["commit"]["snapshot"] == ok("show", pair.second)["commit"]["snapshot"]
+
+
+def test_what_cannot_be_merged_ends_with_the_code_of_its_kind(pair):
+    for words, code, said in (
+        (("main",), 2, "two versions"),
+        (("main", "side", "--weights", "a,b"), 2, "not a list of numbers"),
+        (("main", "side", "--method", "tiess"), 2, "did you mean ties"),
+        (("main", "nowhere"), 3, "nowhere"),
+        (("side", pair.refused, "--branch", "new"), 4, "was refused"),
+        (("main", "side", "--config", "no.yml"), 2, "names the versions"),
+    ):
+        answer = run_cli("merge", *words, "--json")
+        assert (answer.code, said in answer.err) == (code, True), (words, answer)
+    assert run_cli("unmerge", "main", "--remove", "side").code == 2
+
+
+def test_a_dry_run_says_what_would_be_touched_and_a_recipe_gives_options(pair):
+    Path("merge.toml").write_text('ingredients = ["main", "side"]\nmethod = "ties"\ndensity = [0.5]\n')
+    plan = ok("merge", "--recipe", "merge.toml", "--dry-run")["plan"]
+    assert "by ties" in plan["summary"]
+    assert ok("refs")["branches"]["main"] == pair.second
