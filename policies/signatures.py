@@ -145,5 +145,5 @@ def describe(repo: Repository, name: str) -> dict[str, Any]:
     return {
         **named.to_json(),
         "changes": [{"name": n, "shape": list(shape), "how": "added"} for n, shape in signature.tensors.items()]
-        + [{"name": n, "shape": list(v.shape), "how": "replaced"} for n, v in signature.statistics.items()],
+        + [{"name": n, "shape": list(v.shape), "how": "shifted"} for n, v in signature.statistics.items()],
     }

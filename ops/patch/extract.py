@@ -22,7 +22,7 @@ from .signature import Kind, Part, architecture_of, encode
 if TYPE_CHECKING:
     from ...registry.view import ModelView
 
-STATISTICS = ("running_mean", "running_var")  # of batch normalisation: values that a forward pass made, so they are replaced
+STATISTICS = ("running_mean", "running_var")  # of batch normalisation: a forward pass measured them: no direction is projected out
 SHALLOW = re.compile(r"shallow:([1-9][0-9]{0,3})")
 NOTHING = 1e-7  # share of |v| below which what is left of it is rounding
 TERNARY_DENSITY = 0.4
@@ -75,7 +75,12 @@ def extract(robust: ModelView, clean: ModelView, origin: ModelView, kind: Kind, 
     statistics: dict[str, Tensor] = {}
     for name in clean.names():
         if is_statistic(name) and robust.entry(name).digest != clean.entry(name).digest:
-            statistics[name] = robust.tensor(name).to(torch.float32)
+            step = (robust.tensor(name).double() - clean.tensor(name).double()).to(torch.float32)
+            if not bool(torch.isfinite(step).all()):
+                raise Incompatible(
+                    f"no signature can be taken of {name}: not every number is finite", hint="mlc diff ROBUST CLEAN --weights"
+                )
+            statistics[name] = step
     parts = list(_parts(robust, clean, origin, kind, chosen, report))
     if not parts and not statistics:
         said = "nothing sets the robust model apart from the clean one: there is no signature"

@@ -6,14 +6,13 @@ time, whatever is there at the moment.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ...kernels.exact import add, round_to, scale, sub, widen
+from ...kernels.exact import add, round_to, scale, widen
 from ...registry.errors import ShapeMismatch
 from .signature import Signature, architecture_of
 
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from ...registry.view import ModelView
 
 FLOATS = ("F64", "F32", "F16", "BF16")
+LEAST = 0.1  # of the clean variance: several patches could bring it below zero
 Layer = tuple[Signature, float]  # a signature and its strength
 
 
@@ -32,33 +32,22 @@ def ordered(layers: Iterable[Layer]) -> list[Layer]:
 def materialise(name: str, clean: Tensor, layers: Iterable[Layer]) -> Tensor:
     """Tensor `name` under these layers, in the clean tensor's type.
 
-    Weights: `y = clean` in float32 (float64 stays); for each layer, by digest, `y = y + strength * R`, every product and sum rounded by
-    itself; rounded to the clean type at last. Running statistics have values that replace instead: with s the sum of strengths, at most 1,
-    (1 - s) clean + s mean, the mean taken over the layers by strength. Layers that do not have the tensor, or of strength zero, leave it
-    as it is, to the bit.
+    `y = clean` in float32 (float64 stays); for each layer, by digest, `y = y + strength * R`, every product and sum rounded by itself;
+    rounded to the clean type at last. Running statistics are moved by what sets the robust model's apart, at a strength of at most 1: what
+    a forward pass measured is not the better for being exaggerated; a variance keeps at least a tenth of the clean one. Layers that do not
+    have the tensor, or of strength zero, leave it as it is, to the bit.
     """
     here = [(signature, strength) for signature, strength in ordered(layers) if strength]
-    replacing = [(signature.statistics[name], strength) for signature, strength in here if name in signature.statistics]
-    if replacing:
-        return _replaced(clean, replacing)
     adding = [(signature.tensor(name), strength) for signature, strength in here if name in signature.tensors]
+    adding += [(signature.statistics[name], min(strength, 1.0)) for signature, strength in here if name in signature.statistics]
     if not adding:
         return clean
     y = widen(clean)
     for term, strength in adding:
         y = add(y, scale(term.to(y.dtype), strength))
+    if name.endswith("running_var"):
+        y = torch.maximum(y, scale(widen(clean), LEAST))
     return round_to(y, clean.dtype)
-
-
-def _replaced(clean: Tensor, values: Sequence[tuple[Tensor, float]]) -> Tensor:
-    total = math.fsum(strength for _, strength in values)
-    y = widen(clean)
-    mean = torch.zeros_like(y)
-    for value, strength in values:
-        mean = add(mean, scale(value.to(y.dtype), strength / total))
-    if total < 1:
-        mean = add(y, scale(sub(mean, y), total))
-    return round_to(mean, clean.dtype)
 
 
 def touched(layers: Iterable[Signature]) -> tuple[str, ...]:

@@ -65,7 +65,7 @@ class _Frame:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Signature:
-    """A decoded header and the frames behind it. `tensors` name -> shape; `statistics` name -> values that replace, float32."""
+    """A decoded header and the frames behind it. `tensors` name -> shape; `statistics` name -> how far running statistics move, float32."""
 
     digest: Digest
     size: int

@@ -29,7 +29,7 @@ from mlc.tests.digits import BATCH, CLASSES, MODELS, SIZE, Digits, accuracy, unt
 from mlc.tests.ops.fakes import MemoryView
 
 MATERIAL = Path(os.environ.get("MLC_MATERIAL", Path(__file__).resolve().parents[3] / "shared" / "material"))
-FIRST, EPOCHS, RATE = 15, 15, 1e-3  # epochs of the clean model, of the robust ones, and their peak learning rate
+FIRST, EPOCHS, RATE = 15, 15, 5e-4  # epochs of the clean model, of the robust ones, and their peak learning rate
 STRENGTHS = {"ternary": 1.25, "ternary at 1": 1.0, "4-bit": 1.0, "8-bit": 1.0, "shallow 4-bit": 1.0}
 KINDS = {
     "ternary": ("ternary", None, "all"),

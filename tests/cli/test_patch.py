@@ -58,7 +58,7 @@ def test_people_read_what_a_patch_weighs_and_what_lies_over_a_version(robust):
     table = run_cli("patch", "list").out
     assert "*   fog" in table
     assert "0.5" in table
-    assert "replaced" not in run_cli("patch", "show", "fog").out
+    assert "shifted" not in run_cli("patch", "show", "fog").out
     assert "is the clean one again" in run_cli("patch", "remove", "fog").out
 
 

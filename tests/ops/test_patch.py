@@ -63,8 +63,8 @@ def test_models_without_a_difference_have_no_signature():
         extract(view, view, small(1), kind_of("8", None, "all", 1))
 
 
-@pytest.mark.parametrize(("bits", "dtype"), [("8", torch.float32), ("ternary", torch.bfloat16)])
-def test_running_statistics_are_kept_as_values_and_counters_left_alone(bits, dtype):
+@pytest.mark.parametrize(("bits", "off"), [("8", 2**-23), ("ternary", 2**-8)])
+def test_running_statistics_move_to_those_of_the_robust_model_and_counters_are_left_alone(bits, off):
     clean = small()
     robust = moved(clean, 3)
     found = decode(extract(robust, clean, small(1), kind_of(bits, None, "all", 1)))
@@ -72,7 +72,10 @@ def test_running_statistics_are_kept_as_values_and_counters_left_alone(bits, dty
     assert "norm.num_batches_tracked" not in found.names()
     assert "norm.running_mean" not in found.tensors
     for name in found.statistics:
-        assert torch.equal(materialise(name, clean.tensor(name), [(found, 1.0)]), robust.tensor(name).to(dtype).float())
+        step = float((robust.tensor(name) - clean.tensor(name)).abs().max())
+        for strength in (1.0, 2.5):  # never further than they were measured
+            there = materialise(name, clean.tensor(name), [(found, strength)])
+            assert float((there - robust.tensor(name)).abs().max()) <= off * max(step, 2**-16) + 2**-23
 
 
 def test_other_architectures_are_refused_with_the_first_mismatch():
@@ -224,14 +227,14 @@ def test_strength_zero_leaves_every_bit_and_strength_is_linear():
     assert float((three - 3 * one).abs().max()) <= 2**-23 * float(three.abs().max())
 
 
-def test_statistics_of_several_patches_are_their_mean_and_a_weak_patch_goes_part_of_the_way():
+def test_statistics_of_several_patches_move_together_and_a_variance_stays_above_zero():
     clean = MemoryView({"n.running_var": torch.full((4,), 1.0), "w": torch.zeros(4)}, {})
     a, b = (decode(signature(clean, seed)) for seed in (1, 2))
     x, y = a.statistics["n.running_var"], b.statistics["n.running_var"]
-    both = materialise("n.running_var", clean.tensor("n.running_var"), [(a, 1.0), (b, 1.0)])
-    assert torch.allclose(both, (x + y) / 2)
-    half = materialise("n.running_var", clean.tensor("n.running_var"), [(a, 0.5)])
-    assert torch.allclose(half, (x + 1) / 2)
+    both = materialise("n.running_var", clean.tensor("n.running_var"), [(a, 1.0), (b, 0.5)])
+    assert torch.allclose(both, 1 + x + y / 2)
+    narrow = torch.full((4,), 1e-6)
+    assert bool((materialise("n.running_var", narrow, [(a, 1.0), (b, 1.0)]) >= 0.99e-7).all())
 
 
 def test_a_patch_is_refused_by_another_architecture():
