@@ -194,11 +194,13 @@ def test_all_facts_taken_back_give_the_parents_bytes_also_one_by_one(repo, root,
     assert last.snapshot == repo.commit(root).snapshot
 
 
-def test_a_subject_that_keeps_some_of_its_facts_gets_a_target_of_its_own(repo, root, edit):
-    first = edit(*ROWS[:2], {**ROWS[2], "target_new": "lamp"}, kl=0.5, steps=60)
-    commit = revert_facts(repo, first, ("colour",)).commit
-    assert commit.check["others"] == 2
-    assert commit.check["landed"] is True
+def test_a_fact_that_the_model_cannot_tell_from_another_of_its_subject_does_not_go_and_nothing_moves(repo, edit):
+    first = edit(*ROWS[:2], {**ROWS[2], "prompt": "two {}", "target_new": "river"}, kl=0.5, steps=60)
+    with pytest.raises(CheckFailed, match="still prefers the edit's answer to fact colour") as fault:
+        revert_facts(repo, first, ("colour",))
+    assert (fault.value.details["check"]["others"], fault.value.details["check"]["landed"]) == (2, False)
+    assert fault.value.hint == f"mlc revert {first[:12]} takes the whole edit back"
+    assert tip(repo) == first
 
 
 def test_it_works_under_later_changes_of_the_same_matrix(repo, root, edit):
