@@ -26,7 +26,7 @@ def run(
     document = {"runs": unfinished(session.repo)}
     session.show(document, lambda: _render(session, document["runs"]))
     if document["runs"]:
-        session.hint(f"mlc {document['runs'][0]['op']} --resume {document['runs'][0]['id']}")
+        session.hint(f"mlc {document['runs'][0]['op'].partition('.')[0]} --resume {document['runs'][0]['id']}")
 
 
 def _render(session: Session, runs: list[dict[str, Any]]) -> None:
