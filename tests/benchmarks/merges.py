@@ -42,7 +42,7 @@ TABLE: dict[str, dict[str, Any]] = {
         for lam in (0.3, 0.5, 1.0)
     },
     **{
-        name: {"method": name, "base": "base", "density": (0.5,), "weights": (1.0, 1.0)}
+        name: {"method": name, "base": "base", "density": (0.5,), "weights": (0.5, 0.5)}
         for name in ("ties", "dare_linear", "dare_ties", "della", "della_linear", "breadcrumbs", "breadcrumbs_ties")
     },
     "sce": {"method": "sce", "base": "base"},

@@ -53,3 +53,22 @@ def test_a_dry_run_says_what_would_be_touched_and_a_recipe_gives_options(pair):
     plan = ok("merge", "--recipe", "merge.toml", "--dry-run")["plan"]
     assert "by ties" in plan["summary"]
     assert ok("refs")["branches"]["main"] == pair.second
+
+
+def test_a_greedy_soup_says_what_it_tried_and_every_parent_is_compared_with(lenient):
+    sibling(MemoryView.of(lenient.root / "model"), 1).save(Path("side"))
+    (lenient.root / "policies").joinpath("default.toml").write_text('[[rule]]\nid = "any"\nmetric = "delta.max_abs"\nmax = 100\n')
+    side = ok("commit", "side", lenient.first, "--branch", "side")["commit"]["id"]
+    made = ok("merge", "main", "side", "--method", "soup-greedy")["commit"]
+    soup = made["check"]["soup"]
+    assert soup["suite"] == "facts"
+    assert [row["members"] for row in soup["tried"][:2]] == [["main"], ["side"]]
+    assert made["op"]["params"]["weights"] == [float(one in soup["members"]) for one in (lenient.second, side)]
+    assert made["op"]["params"]["method"] == "soup"
+    told = made["check"]["parents"][side]["facts"]
+    assert told["n"] == 12
+    assert told["after"]["accuracy"] >= told["before"]["accuracy"]
+    refused = run_cli("unmerge", "main", "--remove", "side", "--json")
+    assert refused.code == 6
+    assert "chosen anew" in refused.err
+    assert "against each version that was merged:" in run_cli("merge", "main", "side", "--branch", "mean", "--weights", "0.9,0.1").out

@@ -150,5 +150,5 @@ class TestContract:
             check = op.check(view, after, run)
             assert isinstance(check, Check)
             json.dumps(check.values, allow_nan=False)
-        assert run.inputs
+        assert run.inputs or name.startswith("merge")  # a merge reads versions, which the run records
         json.dumps(run.records, allow_nan=False)
