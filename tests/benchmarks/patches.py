@@ -29,11 +29,11 @@ from mlc.tests.digits import BATCH, CLASSES, MODELS, SIZE, Digits, accuracy, unt
 from mlc.tests.ops.fakes import MemoryView
 
 MATERIAL = Path(os.environ.get("MLC_MATERIAL", Path(__file__).resolve().parents[3] / "shared" / "material"))
-FIRST, EPOCHS, RATE = 15, 15, 5e-4  # epochs of the clean model, of the robust ones, and their peak learning rate
-STRENGTHS = {"ternary": 1.25, "ternary at 1": 1.0, "4-bit": 1.0, "8-bit": 1.0, "shallow 4-bit": 1.0}
+FIRST, EPOCHS, RATE = 15, 25, 1e-3  # epochs of the clean model, of the robust ones, and their peak learning rate
+STRENGTHS = {"ternary": 1.0, "ternary at 1.25": 1.25, "4-bit": 1.0, "8-bit": 1.0, "shallow 4-bit": 1.0}
 KINDS = {
     "ternary": ("ternary", None, "all"),
-    "ternary at 1": ("ternary", None, "all"),
+    "ternary at 1.25": ("ternary", None, "all"),
     "4-bit": ("4", None, "all"),
     "8-bit": ("8", None, "all"),
     "shallow 4-bit": ("4", None, "shallow:2"),
@@ -169,7 +169,7 @@ def one(kind: str, seed: int, place: Path) -> dict[str, Any]:
         report[label] = row(lab, lab.clean, clean, robust, made, STRENGTHS[label], full)
     updated = lab.scores(lab.patched(lab.updated, []))
     report["transfer, ternary"] = row(lab, lab.updated, updated, robust, signatures["ternary"], STRENGTHS["ternary"], full)
-    report["pairs, ternary at 1"] = pairs(lab, clean, robust, signatures["ternary at 1"])
+    report["pairs, ternary"] = pairs(lab, clean, robust, signatures["ternary"])
     return report | {"seconds": round(time.process_time() - start, 1)}
 
 
