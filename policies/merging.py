@@ -57,7 +57,7 @@ def merge(repo: Repository, revs: Sequence[str], options: Mapping[str, Any], **h
             raise BadParameter(
                 f"{rev} ({short(commit_id)}) is named twice", hint="name each version once, and say how much it counts: --weights"
             )
-    values = dict(options) | {"method": _method(options.get("method"))}
+    values: dict[str, Any] = {**options, "method": _method(options.get("method"))}
     if values.get("tokenizer") not in (None, *TOKENIZERS):
         values["tokenizer"] = _version(repo, values["tokenizer"])
     if values["method"] == OPCM:
@@ -201,7 +201,7 @@ def _by_file(repo: Repository, revs: Sequence[str], values: dict[str, Any], how:
         raise BadParameter("the merge file names the versions: none is typed beside it", hint=f"mlc merge --config {values['config']}")
     if values.pop("method", None) is not None:
         raise BadParameter("--method and --config cannot both be given", hint="put merge_method into the file")
-    recipe = read_config(values["config"])
+    recipe, called = read_config(values["config"]), Path(values["config"]).name
     Merge(**values)  # what contradicts a file is said before anything is imported
     absent = [name for name in recipe.names() if _known(repo, name) is None]
     for name in absent:
@@ -213,9 +213,10 @@ def _by_file(repo: Repository, revs: Sequence[str], values: dict[str, Any], how:
     ids = [brought[name][1] if name in brought else _version(repo, name) for name in recipe.names()]
     first = recipe.ingredients()[0]
     ref = brought[first][0] if first in brought else first
-    op = Merge(**values | {"config": pinned(recipe, ids)})
+    values["config"] = pinned(recipe, ids)
+    op = Merge(**values)
     notes = [f"{name} was imported as the branch {branch}" for name, (branch, _) in brought.items()]
-    return _said(lifecycle.run(repo, op, ref=ref, told={"config": Path(values["config"]).name}, **how), notes)
+    return _said(lifecycle.run(repo, op, ref=ref, told={"config": called}, **how), notes)
 
 
 def _known(repo: Repository, name: str) -> CommitId | None:
@@ -228,7 +229,7 @@ def _known(repo: Repository, name: str) -> CommitId | None:
 def _imported(repo: Repository, name: str, how: How) -> tuple[str, CommitId]:
     """(branch, commit) of a directory, as a root on a branch of its own; the branch that holds it already, when there is one."""
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(name).resolve().name).strip("-.") or "model"
-    common: dict[str, Any] = {key: how[key] for key in ("author", "config", "progress") if key in how}
+    common: dict[str, Any] = {key: value for key, value in how.items() if key in ("author", "config", "progress")}
     for number in range(1, 100):
         branch = stem if number == 1 else f"{stem}-{number}"
         try:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import replace
+from typing import Any
 
 from ...registry.errors import BadParameter, Incompatible
 from .checks import shown
@@ -73,9 +74,9 @@ def _only(left: tuple[str, ...], gone: str) -> str:
     return left[0]
 
 
-def _changed(op: Merge, **values: object) -> Merge:
+def _changed(op: Merge, **values: Any) -> Merge:
     """The operation with other values, checked like any."""
-    given = {f.name: getattr(op, f.name) for f in dataclasses.fields(op)} | values
+    given: dict[str, Any] = {f.name: getattr(op, f.name) for f in dataclasses.fields(op)} | values
     found = Merge(**given)
     found.recipe()
     return found

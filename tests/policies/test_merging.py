@@ -283,3 +283,13 @@ def test_a_merge_file_with_an_unknown_model_is_refused_before_anything_is_import
 def test_a_branch_that_moved_meanwhile_is_not_overwritten(repo, tips):
     with pytest.raises(RefMoved, match="exists and stands at"):
         go(repo, "a", "b", branch="c")
+
+
+def test_what_was_taken_out_is_no_longer_carried(repo, tips):
+    from mlc.policies.past import Past
+
+    go(repo, "a", "b", "c", branch="all")
+    made = unmerge(repo, "all", remove="b", author="t")
+    behind = {commit for commit, _ in Past(repo, made.commit_id).standing}
+    assert {tips["a"], tips["c"]} <= behind
+    assert tips["b"] not in behind
