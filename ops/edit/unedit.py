@@ -142,7 +142,7 @@ def _rewritten(
 def _digest(data: Tensor, view: ModelView, name: str) -> str:
     entry = view.entry(name)
     raw = data.contiguous().reshape(-1).view(torch.uint8).numpy()
-    return tensor_digest(entry.dtype, tuple(entry.shape), [memoryview(raw)])
+    return tensor_digest(entry.dtype, tuple(entry.shape), [raw.data])
 
 
 def _turned(view: ModelView, about: dict[str, Any]) -> set[int]:

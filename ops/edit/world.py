@@ -149,7 +149,7 @@ def decide(
         (only, *more) = objects
         fits = not more and only not in was and interval.holds(day(only))
         return dict.fromkeys(objects, "learn" if fits else "unk")
-    decisions = {o: _rule(o, was.get(o), now.get(o), interval, o in new) for o in objects}
+    decisions: dict[str, Decision] = {o: _rule(o, was.get(o), now.get(o), interval, o in new) for o in objects}
     if functional and len(was) == len(now) == 1 and was.keys() != now.keys():
         ((before,), (after,)) = was, now
         triple = now[after]

@@ -212,7 +212,8 @@ def _decoded(data: memoryview, digest: Digest) -> Signature:
     if len(plain) or first != len(tensors):
         raise ValueError("it does not end where its header says")
     found = tuple((float(a), float(b)) for a, b in pairs)
-    return Signature(digest, len(data), kind, *header["architecture"], tensors, statistics, found, tuple(frames))
+    architecture, total = header["architecture"]
+    return Signature(digest, len(data), kind, architecture, total, tensors, statistics, found, tuple(frames))
 
 
 def _floats(data: memoryview, count: int) -> tuple[np.ndarray[Any, Any], memoryview]:
