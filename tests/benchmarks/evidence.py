@@ -6,6 +6,7 @@ Every table comes from a fresh run on this machine; parts that need the optional
 from __future__ import annotations
 
 import json
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -81,6 +82,10 @@ def unlearning_section(reports: list[dict[str, Any]]) -> str:
     rows = []
     for name in reports[0]["rows"]:
         found = [report["rows"][name] for report in reports if name in report["rows"]]
+        if all("refused" in f for f in found):  # nothing was made that could be asked
+            cost = over([f["cpu_seconds"] for f in found], digits=0)
+            rows.append([name, *["-"] * 7, cost, f"0 of {len(found)}; best tries (forget/kept): {tries(found)}"])
+            continue
         kept = [over([f[s] / b[s] for f, b in zip(found, start, strict=False)], "x") for s in ("retain-trained", "retain-heldout", "text")]
         forgot = [over([f[s] for f in found]) for s in ("forget-trained", "forget-heldout")]
         leaks = [over([f["mia"]["auc_loss"] for f in found]), over([f["relearn"]["rest_after"] for f in found])]
@@ -93,6 +98,12 @@ def over(values: list[float], unit: str = "", digits: int = 3) -> str:
     """Mean, and the range when there are several."""
     mean = f"{sum(values) / len(values):.{digits}f}{unit}"
     return mean if len(values) == 1 else f"{mean} [{min(values):.{digits}f}-{max(values):.{digits}f}]"
+
+
+def tries(found: list[dict[str, Any]]) -> str:
+    """What the best strength of each refused search left of the forget set, and kept of the retain set."""
+    said = [re.search(r"leaves ([\d.]+) .* keeps ([\d.]+)", f["refused"]) for f in found]
+    return ", ".join(f"{m[1]}/{m[2]}" if m else "?" for m in said)
 
 
 def checked(found: list[dict[str, Any]]) -> str:
