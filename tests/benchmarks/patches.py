@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mlc.ops.models import state_names
 from mlc.ops.patch.extract import extract, kind_of
 from mlc.ops.patch.overlay import materialise, touched
 from mlc.ops.patch.signature import Signature, decode
@@ -103,7 +104,8 @@ class Lab:
         half = self.digits.train[: len(self.digits.train) * 7 // 8]  # the rest comes with the update
         self.start = fresh(kind, seed)
         self.clean = self.tuned("clean", half, FIRST, 3e-3)
-        self.start.load_state_dict({name: self.clean.tensor(name) for name in self.clean.names()})
+        self.names = state_names(self.start, self.clean)  # files may spell names in another way than modules
+        self.load(self.start, {name: self.clean.tensor(name) for name in self.clean.names()})
         test = self.digits.images[self.digits.test]
         self.tests = {name: f(test, torch.Generator().manual_seed(1000 + seed)) for name, f in CORRUPTIONS.items()}
         self.robust = {name: self.tuned(name, half, EPOCHS, RATE) for name in CORRUPTIONS}
@@ -129,10 +131,14 @@ class Lab:
         model.save_pretrained(self.place / name)
         return MemoryView.of(self.place / name)
 
+    def load(self, model: torch.nn.Module, tensors: dict[str, Tensor]) -> None:
+        """Put stored tensors into a module."""
+        model.load_state_dict({name: tensors[stored] for name, stored in self.names.items()})
+
     def scores(self, tensors: dict[str, Tensor]) -> dict[str, float]:
         """Accuracy on clean test images and on each corruption."""
         model = copy.deepcopy(self.start).eval()
-        model.load_state_dict(tensors)
+        self.load(model, tensors)
         found = {"clean": accuracy(model, self.digits, self.digits.test)}
         with torch.no_grad():
             for name, images in self.tests.items():
