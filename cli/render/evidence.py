@@ -12,6 +12,7 @@ from .style import Paint
 ROWS = {
     "forget": "forget set right",
     "forget_probability": "its probability",
+    "forget_loss": "its loss",
     "retain": "retain set right",
     "retain_probability": "its probability",
     "text_perplexity": "text perplexity",
@@ -19,22 +20,32 @@ ROWS = {
     "mia_auc_loss": "membership AUC (loss)",
 }
 MOST = 12  # trials shown to people
-ALONE = {"strength": "strength", "relearn_after": "forget set right after relearning", "forget_int8": "after rounding to 8 bits"}
+TIMES = ("before", "after", "reference")  # the last one when there is a model that was retrained without the forget set
+ALONE = {
+    "strength": "strength",
+    "ks_p": "losses on the forget set as those of the retrained model (KS test), p",
+    "relearn_after": "forget set right after relearning",
+    "relearn_resistance": "resistance to relearning, 1 as the retrained model",
+    "forget_int8": "after rounding to 8 bits",
+    "forget_int4": "after rounding to 4 bits",
+}
 
 
 def measured_lines(check: Mapping[str, Any], paint: Paint) -> list[str]:
     """An aligned table of what was measured twice, then what was measured once; nothing for a check without such numbers."""
     named = {**ROWS, **{key[: -len("_after")]: _words(key) for key in check if key.startswith("mia_") and key.endswith("_after")}}
+    times = [t for t in TIMES if t != "reference" or any(f"{stem}_{t}" in check for stem in named)]
+    both = [stem for stem in named if f"{stem}_before" in check and f"{stem}_after" in check]
     rows = [
-        (ROWS.get(stem, title), _number(check[f"{stem}_before"]), _number(check[f"{stem}_after"]))
-        for stem, title in named.items()
-        if f"{stem}_before" in check and f"{stem}_after" in check
+        (ROWS.get(stem, named[stem]), *(_number(check[key]) if (key := f"{stem}_{t}") in check else "" for t in times)) for stem in both
     ]
     lines = []
     if rows:
-        widths = [max(len(row[column]) for row in (*rows, ("", "before", "after"))) for column in range(3)]
-        lines.append(paint.dim(f"  {'':<{widths[0]}}  {'before':>{widths[1]}}  {'after':>{widths[2]}}"))
-        lines += [f"  {title:<{widths[0]}}  {was:>{widths[1]}}  {now:>{widths[2]}}" for title, was, now in rows]
+        head = ("", *("retrained" if t == "reference" else t for t in times))
+        widths = [max(len(row[column]) for row in (*rows, head)) for column in range(len(head))]
+        laid = [[cells[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=True))] for cells in (head, *rows)]
+        lines = ["  " + "  ".join(cells).rstrip() for cells in laid]
+        lines[0] = paint.dim(lines[0])
     if isinstance(check.get("selected"), int) and isinstance(check.get("weights"), int):
         lines.append(f"  {check['selected']:,} of {check['weights']:,} weights selected ({text.percent(check['selected_fraction'])}).")
     elif isinstance(check.get("selected_fraction"), float):

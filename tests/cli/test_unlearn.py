@@ -213,3 +213,17 @@ def test_of_many_trials_those_that_forgot_most_are_shown(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert "45 trials to find the strength, the 12 that forgot most shown" in lines[0]
     assert [line.split()[0] for line in lines[3:] if line.strip()] == [str(n) for n in range(12)]
+
+
+def test_a_retrained_model_stands_in_a_column_of_its_own():
+    from mlc.cli.render.evidence import measured_lines
+    from mlc.cli.render.style import Paint
+
+    check = {"forget_before": 1.0, "forget_after": 0.05, "forget_reference": 0.03, "retain_before": 1.0, "retain_after": 0.99, "ks_p": 0.4}
+    head, forget, retain, *rest = measured_lines(check, Paint(False))
+    assert head.split() == ["before", "after", "retrained"]
+    assert forget.split() == ["forget", "set", "right", "1.0", "0.05", "0.03"]
+    assert retain.split() == ["retain", "set", "right", "1.0", "0.99"]
+    assert any("KS test" in line and line.endswith("0.4") for line in rest)
+    alone = measured_lines({key: value for key, value in check.items() if "reference" not in key}, Paint(False))
+    assert alone[0].split() == ["before", "after"]
