@@ -65,8 +65,8 @@ def test_people_see_before_beside_after_and_where_the_evidence_is(ready):
     lines = answer.out.splitlines()
     assert lines[0].endswith("on main  unlearn")
     head = next(i for i, line in enumerate(lines) if line.split() == ["before", "after"])
-    assert [line.rsplit(maxsplit=2)[0].strip() for line in lines[head + 1 : head + 6]] == [
-        "forget set right", "its probability", "retain set right", "its probability", "text perplexity",
+    assert [line.rsplit(maxsplit=2)[0].strip() for line in lines[head + 1 : head + 7]] == [
+        "forget set right", "its probability", "its loss", "retain set right", "its probability", "text perplexity",
     ]  # fmt: skip
     assert any("weights selected (" in line for line in lines)
     assert f"Evidence: {ready.root / 'out' / 'evidence'}" in lines
