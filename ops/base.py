@@ -203,6 +203,10 @@ class Operation(ABC):
         """Whether the result is a whole model or an adapter on the parent; may depend on parameters."""
         return self.produces
 
+    def sits_on(self, view: ModelView) -> ModelView:
+        """What an adapter that this operation makes goes on. Default: the version that is changed."""
+        return view
+
     def joins(self) -> tuple[str, ...]:
         """Further versions whose content goes into the result, by commit id: parents of the commit, behind the one that is changed."""
         return ()

@@ -14,7 +14,10 @@ CATALOG: dict[str, str] = {
     "edit.revert": "edit.revert:RevertFacts",
     "patch": "patch.patch:Patch",
     "merge": "merge.merge:Merge",
+    "merge.adapters": "merge.adapters:MergeAdapters",
     "merge.opcm": "merge.chain:Opcm",
+    "merge.rebuild": "merge.reversible:Rebuild",
+    "merge.rmm": "merge.reversible:Rmm",
     "unlearn": "unlearn.unlearn:Unlearn",
     "update": "update.train:Update",
 }

@@ -193,7 +193,7 @@ def applied(
         told = list(changes)
         tensors = {change.name: change.data for change in told if isinstance(change, SetTensor)}
         files = {change.path: change.data for change in told if isinstance(change, SetFile) and change.data is not None}
-        snapshot = directory.build_adapter(tx, before.snapshot_id, tensors, files, deltas=deltas)
+        snapshot = directory.build_adapter(tx, op.sits_on(before).snapshot_id, tensors, files, deltas=deltas)
     else:
         base, changes = merged_first(before, changes)
         snapshot, deltas = directory.rebuild(tx, base, changes)

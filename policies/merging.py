@@ -24,6 +24,7 @@ from ..registry.ids import CommitId, short
 from ..registry.lineage import common_bases
 from ..registry.records import Commit, Json
 from . import lifecycle
+from .adapters import RMM, adapter_merge, is_adapter
 from .imports import import_model
 from .outcome import How, Outcome, Request
 from .soup import SOUP, choose
@@ -60,6 +61,10 @@ def merge(repo: Repository, revs: Sequence[str], options: Mapping[str, Any], **h
     values: dict[str, Any] = {**options, "method": _method(options.get("method"))}
     if values.get("tokenizer") not in (None, *TOKENIZERS):
         values["tokenizer"] = _version(repo, values["tokenizer"])
+    if all(is_adapter(repo, commit_id) for commit_id in ids):
+        return lifecycle.run(repo, adapter_merge(repo, revs, ids, values), ref=revs[0], **how)
+    if values["method"] == RMM:
+        raise Incompatible("rmm merges adapters on one base, and a whole model is among these versions", hint="mlc update --adapter lora:8")
     if values["method"] == OPCM:
         return _chained(repo, revs, ids, values, how)
     found = _base(repo, ids, values) if values["method"] in METHODS else None

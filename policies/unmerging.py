@@ -17,9 +17,10 @@ from ..ops.merge.without import without
 from ..registry.errors import BadParameter, Incompatible
 from ..registry.ids import CommitId, short
 from ..registry.records import Commit, Json
+from .adapters import MERGES, rebuilding
 from .candidate import Candidate, op_record, refused, settle
 from .court import Court
-from .lifecycle import SEED, applied
+from .lifecycle import SEED, applied, run
 from .merging import UNMERGE, origin
 from .outcome import How, Outcome, Request
 from .runs import ActiveRun, Runs
@@ -83,6 +84,16 @@ def unmerge(repo: Repository, rev: str, *, remove: str, **how: Unpack[How]) -> O
     return outcome
 
 
+def rebuild(repo: Repository, rev: str, *, only: str, **how: Unpack[How]) -> Outcome:
+    """Have the ingredient `only` of the merge that `rev` is back, from the basis that the merge keeps, by a new commit on its branch.
+
+    Raises BadParameter when `rev` is no merge or `only` no ingredient, Incompatible for a merge that keeps no basis.
+    """
+    merged = origin(repo, repo.resolve(rev))
+    model = _ingredient(repo, merged, rev, only)
+    return run(repo, rebuilding(merged, _made_by(repo.commit(merged))[0], model), ref=rev, **how)
+
+
 def rest_of(repo: Repository, merged: CommitId, gone: CommitId) -> Rest:
     """What is left of the merge `merged` without `gone`. Raises Incompatible."""
     commit = repo.commit(merged)
@@ -95,10 +106,11 @@ def rest_of(repo: Repository, merged: CommitId, gone: CommitId) -> Rest:
             f"{short(merged)} is a soup chosen by a score: it would have to be chosen anew",
             hint="mlc merge the others, --method soup-greedy",
         )
-    left = without(Merge.from_params(params), gone)
+    left = MERGES[name].from_params(params).without(gone) if name in MERGES else without(Merge.from_params(params), gone)
     if isinstance(left, str):
         return Rest((left,), CommitId(left), None, (None, {}), seed)
-    ingredients = left.recipe().ingredients() if left.config is not None else left.ingredients
+    from_file = isinstance(left, Merge) and left.config is not None
+    ingredients = left.recipe().ingredients() if isinstance(left, Merge) and from_file else left.ingredients
     return Rest(ingredients, CommitId(ingredients[0]), left, (left.name, left.params()), seed)
 
 
@@ -119,6 +131,8 @@ def ingredients_of(repo: Repository, merged: CommitId) -> tuple[CommitId, ...]:
         first, *_ = links = list(_links(repo, commit))
         begin = () if first.start == params["base"] else (first.start,)
         return tuple(dict.fromkeys((*begin, *(model for link in links for model in link.models))))
+    if name in MERGES:
+        return tuple(map(CommitId, params["ingredients"]))
     if name == Merge.name:
         op = Merge.from_params(params)
         named = op.recipe().ingredients() if op.config is not None else op.ingredients

@@ -123,6 +123,11 @@ class EffectiveView(ModelView):
         self._plan = peft.plan_merge(config, adapter, {name: base.entry(name).shape for name in base.names()})
         self._tensors = {entry.name: entry for entry in map(self._merged_entry, {*base.names(), *self._plan.replaced})}
 
+    @property
+    def plan(self) -> peft.MergePlan:
+        """Which tensors of the base the adapter changes, and by which of its own."""
+        return self._plan
+
     def changed_names(self) -> tuple[str, ...]:
         """Names of the tensors that differ from the base's, sorted."""
         return tuple(sorted({*self._plan.replaced, *self._plan.added}))

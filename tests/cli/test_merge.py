@@ -72,3 +72,21 @@ def test_a_greedy_soup_says_what_it_tried_and_every_parent_is_compared_with(leni
     assert refused.code == 6
     assert "chosen anew" in refused.err
     assert "against each version that was merged:" in run_cli("merge", "main", "side", "--branch", "mean", "--weights", "0.9,0.1").out
+
+
+def test_adapters_are_merged_as_adapters_and_one_comes_back(lenient, tmp_path):
+    from mlc.tests.policies.test_adapter_merges import lora
+
+    settings = lenient.root / "mlc.toml"
+    settings.write_text(settings.read_text().replace('suites = ["suites/*.toml"]', "suites = []"))
+    for seed, name in enumerate("ab"):
+        ok("import", str(lora(lenient.root / "model", tmp_path / name, seed)), "--adapter-of", lenient.first, "--branch", name)
+    (lenient.root / "policies").joinpath("default.toml").write_text('[[rule]]\nid = "any"\nmetric = "delta.max_abs"\nmax = 100\n')
+    made = ok("merge", "a", "b", "--branch", "both", "--method", "rmm", "--set", "p=1")["commit"]
+    assert made["check"]["rmm"]["exact"] is True
+    assert run_cli("unmerge", "both").code == 2
+    assert run_cli("unmerge", "a", "--only", "b").code == 2
+    answer = run_cli("unmerge", "both", "--only", "b", "--branch", "again")
+    assert answer.code == 0, answer
+    assert "byte for byte" in answer.out
+    assert run_cli("merge", "a", "b", "--method", "ties", "--branch", "no").code == 6
