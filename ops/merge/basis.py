@@ -133,7 +133,8 @@ def rebuilt(op: Rebuild, data: bytes, run: Run) -> Iterator[Change]:
     same, views = True, _original(op.model, run)
     with threads(1):
         for target, module in sorted(said["modules"].items()):
-            found = Basis(*(tensors[f"{target}/{part}"].double() for part in ("mean", "basis", "coefficients")), torch.zeros(1))
+            mean, basis, coefficients = (tensors[f"{target}/{part}"].double() for part in ("mean", "basis", "coefficients"))
+            found = Basis(mean, basis, coefficients, torch.zeros(len(mean)))
             rows = module["shapes"][0][0]
             for name, shape, word, x in zip(module["names"], module["shapes"], module["dtypes"], _pair(found, at, rows), strict=True):
                 made = x.to(_dtype(word)).reshape(shape).contiguous()
