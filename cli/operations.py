@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +17,8 @@ import typer
 
 from ..ops.base import Operation
 from ..registry.errors import BadParameter
-from .options import Bundle
+from .context import Session
+from .options import Bundle, Mutation
 
 METAVARS = {int: "N", float: "X", str: "TEXT", Path: "FILE"}
 
@@ -59,6 +60,32 @@ def build(operation: type[Operation], recipe: dict[str, Any], words: dict[str, A
             flag = flag_of(field)
             raise BadParameter(f"{operation.name} needs {flag}: {field.metadata.get('help', '')}", hint=f"mlc {operation.name} --help")
     return operation.from_params(values)
+
+
+def begin(
+    session: Session,
+    operation: type[Operation],
+    options: Bundle,
+    how: Mutation,
+    rev: str | None,
+    resume: str | None,
+    pin: Callable[[dict[str, Any]], dict[str, Any]] = lambda values: values,
+) -> Any:
+    """Run an operation on `rev` as the command line and its recipe say, or go on with an unfinished run; returns its Outcome.
+
+    `pin` may replace values that name something which may mean something else later. Raises BadParameter for options beside --resume.
+    """
+    from ..policies import lifecycle
+    from ..policies.recipe import read_given
+
+    words, common = given(options), how.arguments(session)
+    if resume is None:
+        values = {**(read_given(how.recipe, operation.name) if how.recipe else {}), **words}
+        return lifecycle.run(session.repo, build(operation, {}, pin(values)), ref=rev, **common)
+    if words or rev or how.recipe:
+        again = f"mlc {operation.name} --resume {resume}"
+        raise BadParameter("--resume goes on with the options that the run was started with.", hint=again)
+    return lifecycle.run(session.repo, None, resume=resume, **common)
 
 
 def flag_of(field: dataclasses.Field[Any]) -> str:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from ...ops.catalog import load
-from ...registry.errors import BadParameter
 from ..conduct import conduct
 from ..context import Session
-from ..operations import build, given, options_of
-from ..options import Mutation, Rev
+from ..operations import begin, options_of
+from ..options import RESUMED, Mutation, Resume, Rev
 
 OPERATION = load("edit")
 METAVARS = {
@@ -19,7 +16,7 @@ METAVARS = {
     **{"dates": "OLD..NEW", "on_conflict": "refuse|new|old", "skip": "ID"},
 }
 Options = options_of(OPERATION, METAVARS)
-OPTIONAL_VALUES = {"--resume": "latest"}  # an option that may stand without its value
+OPTIONAL_VALUES = RESUMED
 SEVERAL_VALUES = {"--world": 2}
 
 ROWS = "jq -c '.plan.details.needs_unlearning[]'"
@@ -41,22 +38,10 @@ def run(
     operation: Options,  # type: ignore[valid-type]
     how: Mutation,
     rev: Rev = None,
-    resume: Annotated[str | None, typer.Option(metavar="[RUN]", help="Go on with an unfinished run; the latest without a name.")] = None,
+    resume: Resume = None,
 ) -> None:
     """Write facts into a version's weights, checked and reversible."""
-    from ...policies import lifecycle
-    from ...policies.recipe import read_given
     from ..render.edit import edit_lines, world_lines
-
-    words, common = given(operation), how.arguments(session)
-
-    def work() -> lifecycle.Outcome:
-        if resume is None:
-            recipe = read_given(how.recipe, "edit") if how.recipe else {}
-            return lifecycle.run(session.repo, build(OPERATION, recipe, words), ref=rev, **common)
-        if words or rev or how.recipe:
-            raise BadParameter("--resume goes on with the options that the run was started with.", hint=f"mlc edit --resume {resume}")
-        return lifecycle.run(session.repo, None, resume=resume, **common)
 
     def measured(check: dict[str, Any]) -> None:
         session.lines(edit_lines(check, session.paint))
@@ -69,4 +54,4 @@ def run(
         if details.get("needs_unlearning"):
             session.hint(UNLEARN)
 
-    conduct(session, work, hint=hint, measured=measured, planned=planned)
+    conduct(session, lambda: begin(session, OPERATION, operation, how, rev, resume), hint=hint, measured=measured, planned=planned)

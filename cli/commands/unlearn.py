@@ -8,11 +8,11 @@ from typing import Annotated, Any
 import typer
 
 from ...ops.catalog import load
-from ...registry.errors import BadParameter, GateRefused
+from ...registry.errors import GateRefused
 from ..conduct import conduct
 from ..context import Session
-from ..operations import build, given, options_of
-from ..options import Mutation, Rev
+from ..operations import begin, given, options_of
+from ..options import RESUMED, Mutation, Resume, Rev
 
 OPERATION = load("unlearn")
 METAVARS = {
@@ -21,7 +21,7 @@ METAVARS = {
     **{"exclude": "PARTS", "reference": "REV"},
 }
 Options = options_of(OPERATION, METAVARS)
-OPTIONAL_VALUES = {"--resume": "latest"}  # an option that may stand without its value
+OPTIONAL_VALUES = RESUMED
 
 EPILOG = """Examples:
   mlc unlearn --forget-set forget.jsonl --retain-set retain.jsonl --evidence evidence
@@ -41,31 +41,22 @@ def run(
     evidence: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write a folder that a third party can check: new, or empty.", show_default=False)
     ] = None,
-    resume: Annotated[str | None, typer.Option(metavar="[RUN]", help="Go on with an unfinished run; the latest without a name.")] = None,
+    resume: Resume = None,
 ) -> None:
     """Make a version forget records, measured and with evidence."""
-    from ...policies import lifecycle
     from ...policies.evidence import require_free
-    from ...policies.recipe import read_given
 
-    words, common = given(operation), how.arguments(session)
     if evidence is not None:
         require_free(evidence)
     folder: list[Path] = []
 
-    def begin() -> lifecycle.Outcome:
-        if resume is None:
-            values = {**(read_given(how.recipe, "unlearn") if how.recipe else {}), **words}
-            if values.get("reference"):  # what a name means later must not change what was compared with
-                values["reference"] = session.repo.resolve(values["reference"])
-            return lifecycle.run(session.repo, build(OPERATION, {}, values), ref=rev, **common)
-        if words or rev or how.recipe:
-            raise BadParameter("--resume goes on with the options that the run was started with.", hint=f"mlc unlearn --resume {resume}")
-        return lifecycle.run(session.repo, None, resume=resume, **common)
+    def pinned(values: dict[str, Any]) -> dict[str, Any]:
+        """What a name means later must not change what was compared with."""
+        return {**values, "reference": session.repo.resolve(values["reference"])} if values.get("reference") else values
 
-    def work() -> lifecycle.Outcome:
+    def work() -> Any:
         try:
-            outcome = begin()
+            outcome = begin(session, OPERATION, operation, how, rev, resume, pinned)
         except GateRefused as refusal:
             if evidence is not None and "outcome" in refusal.details:
                 folder.append(_write(session, refusal.details["outcome"], evidence))
@@ -83,8 +74,8 @@ def run(
             session.line(f"Evidence: {place}")
 
     def hint(commit: dict[str, Any]) -> str:
-        if words.get("forget_set") and not folder:
-            return f"mlc impact --data {words['forget_set']}"
+        if (asked := given(operation).get("forget_set")) and not folder:
+            return f"mlc impact --data {asked}"
         return f"mlc diff {commit['parents'][0][:12]} {commit['short']} --flips"
 
     conduct(session, work, hint=hint, measured=measured)

@@ -7,16 +7,15 @@ from typing import Annotated, Literal
 import typer
 
 from ...ops.catalog import load
-from ...registry.errors import BadParameter
 from ..conduct import conduct
 from ..context import Session
-from ..operations import build, given, options_of
-from ..options import Mutation, Rev
+from ..operations import begin, options_of
+from ..options import RESUMED, Mutation, Resume, Rev
 
 OPERATION = load("update")
 METAVARS = {"data": "FILE", "replay": "FILE:RATIO", "adapter": "lora:R", "where": "PLACE", "decay": "SHAPE", "precision": "KIND"}
 Options = options_of(OPERATION, METAVARS)
-OPTIONAL_VALUES = {"--resume": "latest"}  # an option that may stand without its value
+OPTIONAL_VALUES = RESUMED
 
 EPILOG = """Examples:
   mlc update --data new.txt -m "the new texts"
@@ -32,21 +31,12 @@ def run(
     operation: Options,  # type: ignore[valid-type]
     how: Mutation,
     rev: Rev = None,
-    resume: Annotated[str | None, typer.Option(metavar="[RUN]", help="Go on with an unfinished run; the latest without a name.")] = None,
+    resume: Resume = None,
     engine: Annotated[Literal["local"], typer.Option(metavar="local", help="Where the work runs.")] = "local",
 ) -> None:
     """Train a version further on new text."""
-    from ...policies import lifecycle
-    from ...policies.recipe import read_given
-
-    words, common = given(operation), how.arguments(session)
-
-    def work() -> lifecycle.Outcome:
-        if resume is None:
-            recipe = read_given(how.recipe, "update") if how.recipe else {}
-            return lifecycle.run(session.repo, build(OPERATION, recipe, words), ref=rev, **common)
-        if words or rev or how.recipe:
-            raise BadParameter("--resume goes on with the options that the run was started with.", hint=f"mlc update --resume {resume}")
-        return lifecycle.run(session.repo, None, resume=resume, **common)
-
-    conduct(session, work, hint=lambda commit: f"mlc diff {commit['parents'][0][:12]} {commit['short']} --flips")
+    conduct(
+        session,
+        lambda: begin(session, OPERATION, operation, how, rev, resume),
+        hint=lambda commit: f"mlc diff {commit['parents'][0][:12]} {commit['short']} --flips",
+    )
