@@ -15,6 +15,7 @@ CATALOG: dict[str, str] = {
     "patch": "patch.patch:Patch",
     "merge": "merge.merge:Merge",
     "merge.adapters": "merge.adapters:MergeAdapters",
+    "merge.informed": "merge.stored:Informed",
     "merge.opcm": "merge.chain:Opcm",
     "merge.rebuild": "merge.reversible:Rebuild",
     "merge.rmm": "merge.reversible:Rmm",

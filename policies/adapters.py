@@ -10,6 +10,7 @@ from ..ops.base import Change, CopyTensor, DropTensor, Operation, SetTensor
 from ..ops.merge.adapters import METHODS, MergeAdapters
 from ..ops.merge.merge import Merge
 from ..ops.merge.reversible import Rebuild, Rmm
+from ..ops.merge.stored import Informed
 from ..registry.errors import BadParameter, Incompatible
 from ..registry.ids import CommitId, short
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from ..registry.view import ModelView
 
 RMM = "rmm"
-MERGES: dict[str, type[MergeAdapters | Rmm]] = {MergeAdapters.name: MergeAdapters, Rmm.name: Rmm}  # those that an ingredient is taken from
+MERGES: dict[str, type[MergeAdapters | Rmm | Informed]] = {one.name: one for one in (MergeAdapters, Rmm, Informed)}  # beside `merge`
 SHARED = ("method", "settings", "base")
 OWN = {RMM: SHARED, **dict.fromkeys(METHODS, (*SHARED, "weights", "lam"))}  # options of `merge` that a merge of adapters has
 WORDS: dict[str, dict[str, Any]] = {  # `--set` of each

@@ -26,6 +26,7 @@ from ..registry.records import Commit, Json
 from . import lifecycle
 from .adapters import RMM, adapter_merge, is_adapter
 from .imports import import_model
+from .informed import INFORMED, informed_merge
 from .outcome import How, Outcome, Request
 from .soup import SOUP, choose
 from .standing import require_accepted
@@ -65,6 +66,8 @@ def merge(repo: Repository, revs: Sequence[str], options: Mapping[str, Any], **h
         return lifecycle.run(repo, adapter_merge(repo, revs, ids, values), ref=revs[0], **how)
     if values["method"] == RMM:
         raise Incompatible("rmm merges adapters on one base, and a whole model is among these versions", hint="mlc update --adapter lora:8")
+    if values["method"] in INFORMED:
+        return lifecycle.run(repo, informed_merge(ids, values), ref=revs[0], **how)
     if values["method"] == OPCM:
         return _chained(repo, revs, ids, values, how)
     found = _base(repo, ids, values) if values["method"] in METHODS else None

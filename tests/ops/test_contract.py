@@ -45,7 +45,7 @@ EXAMPLES["edit"] = [
 EXAMPLES["edit.revert"] = []  # needs the commit of an edit behind it: tests/policies/test_edits.py
 EXAMPLES["patch"] = [{"names": ("fog",), "signatures": "{signature}", "strengths": (0.5,)}]
 EXAMPLES["merge"] = [{"ingredients": ("main",), "weights": (2.0,), "normalize": False}]
-EXAMPLES |= {name: [] for name in ("merge.adapters", "merge.rmm", "merge.rebuild")}  # on adapters: tests/policies/test_adapter_merges.py
+EXAMPLES |= {name: [] for name in ("merge.adapters", "merge.rmm", "merge.rebuild", "merge.informed")}  # tests/policies
 EXAMPLES["merge.opcm"] = [{"ingredients": ("main",), "base": "main"}]
 CASES = [(name, example) for name, examples in EXAMPLES.items() for example in examples]
 
