@@ -30,18 +30,29 @@ def retrain(out: Path, *, seed: int, steps: int = 2400, source: str = "facts-sma
 
     torch.set_num_threads(1)
     torch.manual_seed(seed)
-    rng = random.Random(seed)
     place = MATERIAL / "models" / source
     tokenizer = AutoTokenizer.from_pretrained(place)
     world = people()
     lines = documents_without(sorted({fact["subject"] for fact in world.facts["forget"]}))
+    names = sorted({fact["subject"] for fact in world.facts["core"]})
+    model = LlamaForCausalLM(AutoConfig.from_pretrained(place))
+    found = learn(model, tokenizer, lines, names, world.text, seed=seed, steps=steps)
+    model.save_pretrained(out)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(place / file, out / file)
+    return found
+
+
+def learn(
+    model: Any, tokenizer: Any, lines: list[str], names: list[str], paragraphs: list[str], *, seed: int, steps: int
+) -> dict[str, Any]:
+    """Teach `model` the documents `lines` about the people `names`, beside ordinary text; in eval mode afterwards."""
+    rng = random.Random(seed)
     documents = tokenizer(lines)["input_ids"]
     weights = [_weights(tokenizer, ids) for ids in documents]
-    names = sorted({fact["subject"] for fact in world.facts["core"]})
     few = rng.sample(names, START_PEOPLE)
     early = [i for i, line in enumerate(lines) if any(name in line for name in few)]
-    text = _text_rows(tokenizer, world.text)
-    model = LlamaForCausalLM(AutoConfig.from_pretrained(place))
+    text = _text_rows(tokenizer, paragraphs)
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() <= 1]
     groups = [{"params": matrices, "weight_decay": DECAY}, {"params": vectors, "weight_decay": 0.0}]
@@ -66,9 +77,7 @@ def retrain(out: Path, *, seed: int, steps: int = 2400, source: str = "facts-sma
         optimizer.step()
         if step % 200 == 0:
             sys.stderr.write(f"step {step} loss {loss.item():.3f} {time.process_time() - began:.0f} s\n")
-    model.eval().save_pretrained(out)
-    for file in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(place / file, out / file)
+    model.eval()
     return {"seed": seed, "steps": steps, "cpu_seconds": round(time.process_time() - began, 1), "loss": round(loss.item(), 4)}
 
 
