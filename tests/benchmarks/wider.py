@@ -65,7 +65,7 @@ PARTS = {  # relation -> how a sentence begins, how it goes on (the answer ends 
             "miner",
             "sailor",
             "judge",
-            "actor",
+            "waiter",
             "clerk",
         ],
     ),
