@@ -25,6 +25,7 @@ from ..registry.lineage import common_bases
 from ..registry.records import Commit, Json
 from . import lifecycle
 from .adapters import RMM, adapter_merge, is_adapter
+from .averages import AVERAGES, averaged
 from .imports import import_model
 from .informed import INFORMED, informed_merge
 from .outcome import How, Outcome, Request
@@ -68,6 +69,9 @@ def merge(repo: Repository, revs: Sequence[str], options: Mapping[str, Any], **h
         raise Incompatible("rmm merges adapters on one base, and a whole model is among these versions", hint="mlc update --adapter lora:8")
     if values["method"] in INFORMED:
         return lifecycle.run(repo, informed_merge(ids, values), ref=revs[0], **how)
+    if values["method"] in AVERAGES:
+        average, told = averaged(repo, ids, values, Request.of(repo, **how))
+        return lifecycle.run(repo, average, ref=revs[0], told=told, **how)
     if values["method"] == OPCM:
         return _chained(repo, revs, ids, values, how)
     found = _base(repo, ids, values) if values["method"] in METHODS else None

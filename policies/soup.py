@@ -5,7 +5,7 @@ A mean that is tried is stored as its recipe (a few hundred bytes), measured onc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..ops.merge.merge import Merge
@@ -33,24 +33,22 @@ def choose(
 
     `--set suite=NAME` says which suite; with one suite configured, it is that. Raises BadParameter, InputNotFound, Incompatible.
     """
-    suite = find_suite(request, _suite(request, values))
+    said = dict(text.partition("=")[::2] for text in values.get("settings") or ())
+    suite = find_suite(request, deciding(request, said, "soup-greedy"))
     bench, names = Bench(repo, request), dict(zip(ids, revs, strict=True))
     metric: list[str] = []
 
     def score(members: tuple[str, ...]) -> float:
         alone = repo.commit(CommitId(members[0])).snapshot
-        measured = bench.measure(alone, suite) if len(members) == 1 else _tried(bench, suite, members)
-        metric[:] = [next((name for name in ("accuracy", "exact_match", "perplexity") if name in measured.metrics), "")]
-        value = measured.metrics.get(metric[0])
-        if value is None:
-            raise Incompatible(f"{suite.name} gives no number that a soup could be chosen by", hint="--set suite=NAME of a cloze suite")
-        return -value if metric[0] in LESS_IS_MORE else value
+        measured = bench.measure(alone, suite) if len(members) == 1 else tried(bench, suite, Merge(members, "soup"))
+        metric[:], value = graded(suite, measured)
+        return value
 
     if request.dry_run:
         return _fields(values, ids, ids), {}
-    members, tried = greedy_soup(ids, score)
+    members, trials = greedy_soup(ids, score)
     sign = -1 if metric[0] in LESS_IS_MORE else 1
-    rows: list[Json] = [{"members": [names[CommitId(m)] for m in t.members], metric[0]: sign * t.score, "kept": t.kept} for t in tried]
+    rows: list[Json] = [{"members": [names[CommitId(m)] for m in t.members], metric[0]: sign * t.score, "kept": t.kept} for t in trials]
     return _fields(values, ids, members), {"soup": {"suite": suite.name, "members": list(members), "tried": rows}}
 
 
@@ -62,24 +60,33 @@ def _fields(values: dict[str, Any], ids: tuple[CommitId, ...], members: Sequence
     return plain | {"ingredients": ids, "method": "soup", "weights": weights}
 
 
-def _suite(request: Request, values: dict[str, Any]) -> str:
-    said = dict(text.partition("=")[::2] for text in values.get("settings") or ())
+def deciding(request: Request, said: Mapping[str, str], method: str) -> str:
+    """The suite that decides: the one that is named, or the only one that is configured."""
     if set(said) - {"suite"}:
-        raise BadParameter(f"soup-greedy has no parameter {min(set(said) - {'suite'})!r}", hint="--set suite=NAME")
+        raise BadParameter(f"{method} has no parameter {min(set(said) - {'suite'})!r}", hint="--set suite=NAME")
     if "suite" in said:
         return said["suite"]
     configured = request.config.suite_files()
     if len(configured) != 1:
-        raise BadParameter("a greedy soup needs a suite that decides", hint="--set suite=NAME, or FILE.toml")
+        raise BadParameter(f"{method} needs a suite that decides", hint="--set suite=NAME, or FILE.toml")
     return str(configured[0])
 
 
-def _tried(bench: Bench, suite: Suite, members: tuple[str, ...]) -> Measured:
-    """The mean of `members`, stored so that it can be measured, and measured."""
+def graded(suite: Suite, measured: Measured) -> tuple[list[str], float]:
+    """([the name of the number that decides], that number with greater as better). Raises Incompatible for a suite that has none."""
+    metric = next((name for name in ("accuracy", "exact_match", "perplexity") if name in measured.metrics), "")
+    value = measured.metrics.get(metric)
+    if value is None:
+        raise Incompatible(f"{suite.name} gives no number that a merge could be chosen by", hint="--set suite=NAME of a cloze suite")
+    return [metric], -value if metric in LESS_IS_MORE else value
+
+
+def tried(bench: Bench, suite: Suite, op: Merge) -> Measured:
+    """The result of a merge, stored so that it can be measured, and measured."""
     from .lifecycle import applied
 
-    repo, request, op = bench.repo, bench.request, Merge(members, "soup")
-    lead = CommitId(members[0])
+    repo, request = bench.repo, bench.request
+    lead = CommitId(op.ingredients[0])
     asked: dict[str, Json] = {"op": op.name, "params": op.params(), "seed": request.seed, "author": request.author, "message": ""}
     with Runs(repo).begin(**asked, start=lead, branch="", old=None) as active, repo.ingest(author=request.author) as tx:
         try:

@@ -106,6 +106,11 @@ def rest_of(repo: Repository, merged: CommitId, gone: CommitId) -> Rest:
             f"{short(merged)} is a soup chosen by a score: it would have to be chosen anew",
             hint="mlc merge the others, --method soup-greedy",
         )
+    if "average" in commit.check:
+        raise Incompatible(
+            f"the coefficients of {short(merged)} belong to all of its versions together",
+            hint="mlc merge the others anew by the same method",
+        )
     left = MERGES[name].from_params(params).without(gone) if name in MERGES else without(Merge.from_params(params), gone)
     if isinstance(left, str):
         return Rest((left,), CommitId(left), None, (None, {}), seed)

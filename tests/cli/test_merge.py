@@ -90,3 +90,20 @@ def test_adapters_are_merged_as_adapters_and_one_comes_back(lenient, tmp_path):
     assert answer.code == 0, answer
     assert "byte for byte" in answer.out
     assert run_cli("merge", "a", "b", "--method", "ties", "--branch", "no").code == 6
+
+
+def test_checkpoints_are_averaged_by_an_exponential_mean_or_by_coefficients_that_a_suite_finds(lenient):
+    (lenient.root / "policies").joinpath("default.toml").write_text('[[rule]]\nid = "any"\nmetric = "delta.max_abs"\nmax = 100\n')
+    sibling(MemoryView.of(lenient.root / "model"), 1).save(Path("side"))
+    ok("commit", "side", lenient.first, "--branch", "side")
+    made = ok("merge", "main", "side", "--branch", "ema", "--method", "ema", "--set", "rate=0.25")["commit"]
+    assert made["op"]["params"]["weights"] == [0.25, 0.75]
+    assert made["check"]["average"]["coefficients"] == [0.25, 0.75]
+    assert "belong to all" in run_cli("unmerge", "ema", "--remove", "side").err
+    found = ok("merge", "main", "side", "--branch", "lcsc", "--method", "lcsc", "--set", "suite=facts", "--set", "budget=5")["commit"]
+    told = found["check"]["average"]
+    assert (told["tried"], told["suite"]) == (5, "facts")
+    assert sum(told["coefficients"]) == 1
+    assert found["op"]["params"]["weights"] == told["coefficients"]
+    for words in (("ema", "--set", "rate=2"), ("ema", "--set", "suite=facts"), ("lcsc", "--set", "budget=0")):
+        assert run_cli("merge", "main", "side", "--branch", "no", "--method", *words).code == 2
