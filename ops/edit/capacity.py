@@ -1,8 +1,9 @@
 """Whether a layer can hold so many facts apart, asked before the long work: keys and second moments say it without a single target.
 
 Written alone, a fact gets the share of its residual that lambda was chosen for. Written together, facts with similar keys take from each
-other, and so do their contexts: what is lost is the crowding. Measured on models of width 128 (MLP 384): 20 subjects lose 2 %, 50 lose
-5 %, 130 lose 40 % and no longer land.
+other, and so do their contexts: what is lost is the crowding. Measured on one draw each from the facts of a model of width 128 (MLP 384,
+200 subjects whose names share words): 20 subjects lose 4 %, 50 lose 9 %, 100 lose 17 %, 130 lose 22 %. Draws differ: 20 subjects lost
+between 1 % and 5 %, depending on how many of them share a surname.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ MATERIAL = Path(os.environ.get("MLC_MATERIAL", ROOT.parent / "shared" / "materia
 DATA = {"facts-small": "facts", "facts-deep": "facts-deep"}
 WORDINGS = 3
 OTHERS = 300  # facts about other subjects that are asked
+SHARED = ("covariance", "self-replay", "edit-text", "edit-prefixes")  # artifacts of a model and a seed that no fact has a part in
 
 
 def world(model: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -99,8 +100,10 @@ def recall(view: Any, model: str, edits: list[dict[str, Any]]) -> dict[str, floa
     return found
 
 
-def row(model: str, count: int, seed: int, several: bool, **options: Any) -> dict[str, Any]:
-    """One row of the table."""
+def row(
+    model: str, count: int, seed: int, several: bool, held: dict[tuple[str, str], bytes] | None = None, **options: Any
+) -> dict[str, Any]:
+    """One row of the table. `held` carries the artifacts of this model and seed from one row to the next."""
     from mlc.ops.edit.edit import Edit
     from mlc.registry.errors import MlcError
     from mlc.tests.ops.fakes import MemoryRun, MemoryView
@@ -109,12 +112,14 @@ def row(model: str, count: int, seed: int, several: bool, **options: Any) -> dic
     view, edits = MemoryView.of(MATERIAL / "models" / model), draw(model, count, seed, several)
     with tempfile.TemporaryDirectory() as place:
         op = Edit(facts=str(write(Path(place) / "facts.jsonl", edits)), **options)
-        run, began = MemoryRun(seed=seed), time.process_time()
+        run, held, began = MemoryRun(seed=seed), held if held is not None else {}, time.process_time()
+        run.artifacts.update(held)
         try:
             after = view.after(op.apply(view, run))
         except MlcError as fault:
             return {**about, "refused": fault.message, "cpu_seconds": round(time.process_time() - began, 1)}
         spent = time.process_time() - began
+        held.update({k: v for k, v in run.artifacts.items() if k[0] in SHARED})
         check = op.check(view, after, run)
     was, now = recall(view, model, edits), recall(after, model, edits)
     values = check.values
@@ -150,10 +155,11 @@ def main() -> None:
     given = ask.parse_args()
     for model in given.models.split(","):
         for seed in map(int, given.seeds.split(",")):
+            held: dict[tuple[str, str], bytes] = {}
             for kind in given.subjects.split(","):
                 for count in map(int, given.edits.split(",")):
                     options = {"layers": given.layers, "method": given.method, "over_capacity": given.over_capacity}
-                    print(json.dumps(row(model, count, seed, kind == "several", **options)))
+                    print(json.dumps(row(model, count, seed, kind == "several", held, **options)))
                     sys.stdout.flush()
 
 
