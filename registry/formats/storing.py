@@ -26,6 +26,7 @@ class Storing:
         self.tx = tx
         self.before = {entry.name: entry for entry in parent.tensors} if parent is not None else {}
         self.deltas: list[TensorDelta] = []
+        self._put: set[Digest] = set()
         if parent is not None:
             tx.places.tell(parent)
 
@@ -41,7 +42,10 @@ class Storing:
         digest = self.tx.put_tensor(dtype, tuple(shape), data, base=known, reference=replaced, derived=derived)
         entry = TensorEntry(name, dtype, tuple(shape), digest)
         if before is None or before.digest != digest:
-            self.deltas.append(self._delta(entry, before, data))
+            # What this transaction puts is not in the store before it is sealed: what is there already costs nothing.
+            again = digest in self._put or self.tx.repo.objects.has(digest)
+            self.deltas.append(self._delta(entry, before, data, again))
+        self._put.add(digest)
         return entry
 
     def copied(self, entry: TensorEntry) -> None:
@@ -50,8 +54,10 @@ class Storing:
             info = self.tx.info(entry.digest)
             self.deltas.append(TensorDelta(entry.name, entry.digest, entry.digest, "ref", info.raw_size, 0))
 
-    def _delta(self, entry: TensorEntry, before: TensorEntry | None, data: memoryview) -> TensorDelta:
+    def _delta(self, entry: TensorEntry, before: TensorEntry | None, data: memoryview, again: bool) -> TensorDelta:
         info, moved = self.tx.info(entry.digest), self._moved(entry, before, data)
+        if again:
+            return TensorDelta(entry.name, entry.digest, entry.digest, "ref", len(data), 0, **moved)
         base, rank = self.tx.coded_against(info)
         return TensorDelta(entry.name, base, entry.digest, info.codec, len(data), info.stored_size, rank, **moved)
 

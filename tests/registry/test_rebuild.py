@@ -156,6 +156,16 @@ def test_taking_a_change_back_gives_the_old_snapshot(repo, model: Path):
 # --- shards ----------------------------------------------------------------------------------------------
 
 
+def test_content_that_is_stored_already_costs_no_byte_and_is_measured_all_the_same(repo, model: Path):
+    parent, w = store(repo, model), weights()
+    child, (there,) = apply(repo, parent, SetTensor("a", w["a"] + 1))
+    _, (back,) = apply(repo, child, SetTensor("a", w["a"]))
+    assert there.bytes_stored > 0
+    assert (back.codec, back.bytes_stored, back.bytes_logical, back.nnz) == ("ref", 0, 64, 16)
+    twice = apply(repo, parent, SetTensor("a", w["b"] * 2), SetTensor("b", w["b"] * 2))[1]
+    assert sorted(delta.codec == "ref" for delta in twice) == [False, True]
+
+
 def test_new_tensors_go_into_the_shard_of_their_base_and_the_index_follows(repo, sharded: Path, tmp_path: Path):
     snapshot, _ = apply(
         repo,
