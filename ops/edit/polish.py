@@ -17,8 +17,8 @@ from .prompts import Group
 from .site import Editable
 from .targets import DONE, Adam, Part, Settings, clamped, lost, parts_of
 
-STEPS = 25
-PACE = 0.5  # of the targets' rate
+STEPS = 60
+PACE = 1.0  # of the targets' rate
 
 
 @dataclass(frozen=True, slots=True)

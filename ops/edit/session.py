@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from ..evaluate.bench import Bench
     from .edit import Edit
 
-DRIFT = 10.0  # weight of the drift certificate in the correction, per subject and unit of --kl
+DRIFT = 15.0  # weight of the drift certificate in the correction, per unit of --kl and subject, shared by the subject's facts
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,9 +214,9 @@ def _write(op: Edit, ready: Prepared, targets: Targets, layer: int, metric: solv
     residual = missing.T.double().cpu() / left
     wanted = residual
     if left == 1:
-        radius = polish_slack(op.share) * radii(targets.hidden, op.clamp)
+        radius = polish_slack(op.share) * radii(targets.hidden, ready.groups, op.clamp)
         gram = written.T @ metric.moment @ written
-        scale = op.kl * DRIFT * len(ready.groups) / _energy(model, layer, metric)
+        scale = op.kl * DRIFT * len(ready.groups) ** 2 / len(ready.facts) / _energy(model, layer, metric)
         tell = lambda done, total: run.progress("correct", done, total)  # noqa: E731
         residual = polish(
             model, layer, ready.groups, residual, written, radius, targets.lr, ready.settings, (gram, scale), tell

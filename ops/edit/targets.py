@@ -2,8 +2,8 @@
 
 All subjects of a batch at once, each with a change d of its own, its own Adam moments, its own clamp and its own end; rows of different
 subjects never meet, so the numbers are those of one subject at a time. Blocks up to the edited layer run once: their output is a constant.
-Loss per subject (MEMIT, eq. 16, with ROME's constraint): mean NLL of the answers + kl KL(now || before) on other questions about the
-subject + weight_decay |d|^2 / |h|^2.
+Loss per subject (MEMIT, eq. 16, with ROME's constraint): mean NLL of the answers + kl sqrt(facts) KL(now || before) on other questions
+about the subject + weight_decay |d|^2 / |h|^2. A subject with several facts is moved further, hence the root in kl and in the clamp.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class Part:
 def parts_of(model: Editable, layer: int, groups: Sequence[Group], kl: float) -> list[Part]:
     """All rows of the groups in parts of similar length: those that learn the answer, then those that keep theirs."""
     asked = [(row, weight, i) for i, g in enumerate(groups) for row, weight in g.asked]
-    kept = [(row, kl / len(g.kept), i) for i, g in enumerate(groups) for row in g.kept] if kl else []
+    kept = [(row, kl * len(g.facts) ** 0.5 / len(g.kept), i) for i, g in enumerate(groups) for row in g.kept] if kl else []
     return [_part(model, layer, rows, keep) for many, keep in ((asked, False), (kept, True)) for rows in _alike(many)]
 
 
@@ -159,7 +159,7 @@ class _Search:
     def __init__(self, model: Editable, layer: int, groups: Sequence[Group], hidden: Tensor, s: Settings, rate: float) -> None:
         self.model, self.layer, self.s, self.rate = model, layer, s, rate
         self.size = hidden.norm(dim=1).clamp_min(1e-12)
-        self.radius = radii(hidden, s.clamp)
+        self.radius = radii(hidden, groups, s.clamp)
         self.change = torch.zeros_like(hidden)
         self.adam = Adam(rate, hidden)
         self.losses, self.steps = [0.0] * len(groups), [0] * len(groups)
@@ -202,9 +202,10 @@ class _Search:
         self.change = torch.where(live[:, None], clamped(change, self.radius), self.change)
 
 
-def radii(hidden: Tensor, clamp: float) -> Tensor:
-    """Longest change per subject [u]: clamp |h|. More room for subjects with several facts cost perplexity and landed no more of them."""
-    return clamp * hidden.norm(dim=1)
+def radii(hidden: Tensor, groups: Sequence[Group], clamp: float) -> Tensor:
+    """Longest change per subject [u]: clamp |h| sqrt(facts), the length that so many orthogonal changes would have together."""
+    room = torch.tensor([len(group.facts) ** 0.5 for group in groups], device=hidden.device)
+    return clamp * hidden.norm(dim=1) * room
 
 
 class Adam:

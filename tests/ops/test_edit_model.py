@@ -169,7 +169,9 @@ class TestTargets:
     def test_the_change_never_leaves_its_clamp(self, views, steps):
         model, groups = Editable(views["gpt2"]), self.groups(views["gpt2"])
         found = find_targets(model, 1, groups, Settings(steps=steps, clamp=0.75, lr=5.0))
-        assert bool((found.change.norm(dim=1) <= 0.75 * found.hidden.norm(dim=1) * (1 + 1e-6)).all())
+        facts = torch.tensor([float(len(group.facts)) for group in groups])
+        assert sorted(facts.tolist()) == [1, 1, 2]
+        assert bool((found.change.norm(dim=1) <= 0.75 * facts.sqrt() * found.hidden.norm(dim=1) * (1 + 1e-6)).all())
         assert bool((found.change.norm(dim=1) > 0).all())
 
     def test_the_last_step_only_measures(self, views):
