@@ -10,6 +10,7 @@ from ..ops.base import Change, CopyTensor, DropTensor, Operation, SetTensor
 from ..ops.merge.adapters import METHODS, MergeAdapters
 from ..ops.merge.merge import Merge
 from ..ops.merge.reversible import Rebuild, Rmm
+from ..ops.merge.settings import read_words
 from ..ops.merge.stored import Informed
 from ..registry.errors import BadParameter, Incompatible
 from ..registry.ids import CommitId, short
@@ -88,7 +89,7 @@ def adapter_merge(repo: Repository, revs: Sequence[str], ids: tuple[CommitId, ..
             raise BadParameter(f"{method} of adapters has no {field.name}", hint=f"--set {', '.join(WORDS[method])}")
     if (base := values.get("base")) is not None and repo.commit(repo.resolve(base)).snapshot != bases[0]:
         raise BadParameter(f"{short(repo.resolve(base))} is not what these adapters sit on", hint="leave --base out")
-    extra = _pairs(method, values.get("settings") or ())
+    extra = read_words(f"{method} of adapters", values.get("settings") or (), WORDS[method])
     if method == RMM:
         return Rmm(ids, **extra)
     given = {name: values[name] for name in ("weights", "lam") if values.get(name) is not None}
@@ -103,15 +104,3 @@ def rebuilding(merged: CommitId, made_by: str | None, model: CommitId) -> Rebuil
             hint="only --method rmm keeps one; --remove takes an ingredient out",
         )
     return Rebuild(merged, model)
-
-
-def _pairs(method: str, settings: Sequence[str]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for text in settings:
-        name, _, value = text.partition("=")
-        try:
-            found[name] = WORDS[method][name](value)
-        except (KeyError, ValueError):
-            words = ", ".join(f"--set {word}=..." for word in WORDS[method])
-            raise BadParameter(f"{method} of adapters cannot be given {text!r}", hint=words) from None
-    return found

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..ops.merge.averages import Coefficients, ema_coefficients, search_coefficients
 from ..ops.merge.merge import Merge
+from ..ops.merge.settings import read_words
 from ..registry.errors import BadParameter
 from ..registry.ids import CommitId
 from ..registry.records import Json
@@ -32,7 +33,7 @@ def averaged(repo: Repository, ids: tuple[CommitId, ...], values: Mapping[str, A
     method = values["method"]
     if values.get("weights"):
         raise BadParameter(f"{method} finds its weights itself", hint="leave --weights out, or merge by --method linear")
-    said = _said(method, values.get("settings") or ())
+    said = read_words(method, values.get("settings") or (), WORDS[method])
     plain = {key: value for key, value in values.items() if key not in ("method", "settings", "weights", "normalize", "ingredients")}
     told: dict[str, Json] = {"method": method, **said}
 
@@ -61,15 +62,3 @@ def averaged(repo: Repository, ids: tuple[CommitId, ...], values: Mapping[str, A
     )
     told |= {"suite": suite.name, "tried": len(best.history), "score": best.score, "coefficients": list(best.coefficients)}
     return merge(best.coefficients), {"average": told}
-
-
-def _said(method: str, settings: tuple[str, ...]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for text in settings:
-        name, _, value = text.partition("=")
-        try:
-            found[name] = WORDS[method][name](value)
-        except (KeyError, ValueError):
-            words = ", ".join(f"--set {word}=..." for word in WORDS[method])
-            raise BadParameter(f"{method} cannot be given {text!r}", hint=words) from None
-    return found

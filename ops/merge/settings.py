@@ -8,7 +8,7 @@ the whole recipe, the default. What lies outside the layers (embeddings, last no
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ...registry.errors import BadParameter
@@ -90,3 +90,16 @@ def check_value(name: str, value: Any) -> Any:
     if name == "max_iter" and value < 1:
         raise BadParameter(f"max_iter must be at least 1, not {value}", hint="for example: max_iter: 10")
     return value
+
+
+def read_words(who: str, said: Iterable[str], words: Mapping[str, Callable[[str], Any]]) -> dict[str, Any]:
+    """`--set NAME=VALUE` for what is not in the table of methods: every value through its word's reader. Raises BadParameter."""
+    found: dict[str, Any] = {}
+    for text in said:
+        name, _, value = text.partition("=")
+        try:
+            found[name] = words[name](value)
+        except (KeyError, ValueError):
+            hint = ", ".join(f"--set {word}=..." for word in words)
+            raise BadParameter(f"{who} cannot be given {text!r}", hint=hint) from None
+    return found
