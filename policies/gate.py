@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
-from ..ops.evaluate.flips import holm
+from ..ops.evaluate.exact_tests import holm
 from ..registry.ids import CommitId
 from ..registry.records import RuleOutcome, Verdict, Waiver
 from .facts import Facts

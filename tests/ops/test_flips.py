@@ -9,18 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlc.ops.evaluate.flips import (
-    Counts,
-    Outcome,
-    clopper_pearson,
-    compare,
-    compare_slices,
-    count,
-    holm,
-    mcnemar,
-    mcnemar_one_sided,
-    report,
-)
+from mlc.ops.evaluate.exact_tests import clopper_pearson, holm, mcnemar, mcnemar_one_sided
+from mlc.ops.evaluate.flips import Counts, Outcome, compare, compare_slices, count, report
 from mlc.registry.errors import BadParameter
 
 
