@@ -2,6 +2,7 @@
 
 Each layout is known by a key that no other has. What comes out is a row as `read_facts` takes it; what is wrong with it is said there.
 A file that only states facts (known-1000, ParaRel, an object without alternatives) gives facts to assert: the object is what is written.
+Where a layout writes whole prompts, the subject that stands in them once is taken out; our own rows must say `{}` themselves.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ def own_words(row: Row, path: Path) -> Row:
     if isinstance(row.get("requested_rewrite"), dict):
         return _counterfact(row)
     if "ground_truth" in row and "target_new" in row:
-        return _easyedit(row)
+        return _slotted(_easyedit(row))
     if "attribute" in row and "target_new" not in row:
-        return {**_renamed(row, {"known_id": "id", "relation_id": "relation"}), "target_new": row["attribute"]}
+        return _slotted({**_renamed(row, {"known_id": "id", "relation_id": "relation"}), "target_new": row["attribute"]})
     if "object" in row and "target_new" not in row:
-        return _stated(row, path)
+        return _slotted(_stated(row, path))
     return row
 
 
@@ -65,6 +66,14 @@ def _stated(row: Row, path: Path) -> Row:
     if not wordings:
         return row
     return {**row, "prompt": wordings[0], "paraphrases": wordings[1:]}
+
+
+def _slotted(row: Row) -> Row:
+    """With `{}` in place of the subject of a whole prompt; as it is where the subject does not stand in it just once."""
+    prompt, subject = row.get("prompt"), row.get("subject")
+    if not isinstance(prompt, str) or not isinstance(subject, str) or SLOT in prompt or not subject or prompt.count(subject) != 1:
+        return row
+    return {**row, "prompt": prompt.replace(subject, SLOT)}
 
 
 def _renamed(row: Row, names: dict[str, str]) -> Row:

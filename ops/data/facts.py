@@ -170,7 +170,7 @@ def _fact(row: dict[str, Any], path: str | Path, number: int) -> Fact:
 
 
 def template(row: dict[str, Any], subject: str, path: str | Path, number: int) -> str:
-    """The row's prompt with exactly one `{}`: as written, or with the subject taken out of a whole prompt."""
+    """The row's prompt, which holds exactly one `{}`. Raises BadInputFile with the prompt as it should be, where that is plain."""
     prompt = text_of(row, "prompt_template" if row.get("prompt_template") else "prompt", path, number)
     slots = prompt.count(SLOT)
     if slots == 1:
@@ -178,10 +178,13 @@ def template(row: dict[str, Any], subject: str, path: str | Path, number: int) -
     if slots:
         raise bad_line(path, number, f"the prompt holds {slots} {SLOT}, and exactly one is needed, where the subject stands")
     found = prompt.count(subject)
-    if found == 1:
-        return prompt.replace(subject, SLOT)
-    reason = "the subject is not in it" if not found else f"the subject is in it {found} times"
-    raise bad_line(path, number, f"the prompt holds no {SLOT}, and {reason}")
+    hint = f'"prompt": {json.dumps(prompt.replace(subject, SLOT), ensure_ascii=False)}' if found == 1 else None
+    where = (
+        ("the subject is not in it either", "the subject is written out in it")[found]
+        if found < 2
+        else f"the subject is in it {found} times"
+    )
+    raise bad_line(path, number, f"the prompt holds no {SLOT}, and exactly one is needed, where the subject stands; {where}", hint)
 
 
 def _id(value: Any, path: str | Path, number: int) -> str:

@@ -43,9 +43,25 @@ def test_without_an_id_a_fact_is_named_by_its_line_and_blank_lines_count(file):
     assert (found.name, found.bytes) == ("facts.jsonl", file.stat().st_size)
 
 
-def test_a_whole_prompt_has_its_subject_taken_out(file):
-    (fact,) = read_facts(write(file, {**ADA, "prompt": "Today Ada lives in"})).facts
+OTHERS = {
+    "easyedit": {"prompt": "Today Ada lives in", "subject": "Ada", "target_new": "Rome", "ground_truth": "Oslo"},
+    "known": {"prompt": "Today Ada lives in", "subject": "Ada", "attribute": "Rome", "template": "{} is"},
+    "world": {"prompt": "Today Ada lives in", "subject": "Ada", "relation": "home", "object": "Rome"},
+}
+
+
+@pytest.mark.parametrize("layout", OTHERS)
+def test_a_layout_of_whole_prompts_has_its_subject_taken_out(file, layout):
+    (fact,) = read_facts(write(file, OTHERS[layout])).facts
     assert fact.prompt == "Today {} lives in"
+    with pytest.raises(BadInputFile, match=r"line 1: the prompt holds no \{\}.*in it 2 times"):
+        read_facts(write(file, {**OTHERS[layout], "prompt": "Ada, yes Ada, lives in"}))
+
+
+def test_our_own_prompt_that_names_the_subject_is_refused_and_told_how_it_is_written(file):
+    with pytest.raises(BadInputFile, match=r"line 2: the prompt holds no \{\}.*the subject is written out in it") as fault:
+        read_facts(write(file, ADA, {**ADA, "prompt": "Today Ada lives in"}))
+    assert fault.value.hint == '"prompt": "Today {} lives in"'
 
 
 def test_counterfact_as_it_is_published(tmp_path):
@@ -113,7 +129,10 @@ def test_real_rows_mean_what_they_say(material):
 # --- faults ------------------------------------------------------------------------------------------------
 
 FAULTS = {
-    "the prompt holds no {}, and the subject is not in it": {**ADA, "prompt": "lives in"},
+    "the prompt holds no {}, and exactly one is needed, where the subject stands; the subject is not in it either": {
+        **ADA,
+        "prompt": "lives in",
+    },
     "the prompt holds 2 {}": {**ADA, "prompt": "{} and {} live in"},
     "the subject is in it 2 times": {**ADA, "prompt": "Ada, yes Ada, lives in"},
     "`subject` is missing": {k: v for k, v in ADA.items() if k != "subject"},
