@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -77,6 +77,29 @@ class Objective(Protocol):
     def __call__(self, module: nn.Module, batch: Any) -> Tensor: ...
 
 
+class Attached(Protocol):
+    """What rides along with a run: an average of the weights, say. Its state is saved and restored with the run's."""
+
+    def after_step(self, module: nn.Module, done: int) -> Collection[str] | None:
+        """Called after every optimizer step, gradients (clipped, masked) still in place; `done` steps are over.
+
+        May change parameters. Returns the names of those that it drew anew: their moments start again at zero.
+        """
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """What a resumed run needs; {} for nothing. Names are the object's own, tensors may be its live ones."""
+        ...
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Take such a state back, on the CPU or elsewhere. Not called on a fresh start."""
+        ...
+
+    def finish(self, module: nn.Module) -> None:
+        """Called once after the last step, in the order in which the objects were given: may put other weights in place."""
+        ...
+
+
 Watch = Callable[[int], bool]  # told the number of steps done; True stops the run there
 Masks = Mapping[str, "Tensor"]  # parameter name -> bool tensor of its shape: True may move
 
@@ -94,10 +117,12 @@ class Engine(Protocol):
         objective: Objective,
         masks: Masks | None = None,
         watch: Watch | None = None,
+        attached: Sequence[Attached] = (),
     ) -> Outcome:
         """Raises CheckFailed when the loss is no longer a number. Resumes from `run.load_state()` when there is one.
 
         masks: where they say False an element keeps its bits, whatever clipping, moments and weight decay do (parameters without a
-        mask move freely). watch: asked after every step, before a state is saved.
+        mask move freely); the same holds for what `attached` puts in place. watch: asked after every step, before a state is saved.
+        attached: called after every step in the order given, and once at the end.
         """
         ...

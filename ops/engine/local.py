@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ...registry.errors import CheckFailed, StalePlan
-from .base import Feed, Masks, Objective, Outcome, TrainSettings, Watch
+from .base import Attached, Feed, Masks, Objective, Outcome, TrainSettings, Watch
 from .schedule import learning_rate
 
 if TYPE_CHECKING:
@@ -65,13 +65,14 @@ class LocalEngine:
         objective: Objective,
         masks: Masks | None = None,
         watch: Watch | None = None,
+        attached: Sequence[Attached] = (),
     ) -> Outcome:
         """Train in place; see `Engine`."""
         where = device()
         placed(module)
         with threads(settings.threads), torch.random.fork_rng(devices=[where.index or 0] if where.type == "cuda" else []):
             torch.manual_seed(settings.seed)
-            return _Loop(module, rows, settings, run, objective, where, masks, watch).run_all()
+            return _Loop(module, rows, settings, run, objective, where, masks, watch, attached).run_all()
 
 
 class _Loop:
@@ -85,7 +86,9 @@ class _Loop:
         where: torch.device,
         masks: Masks | None = None,
         watch: Watch | None = None,
+        attached: Sequence[Attached] = (),
     ) -> None:
+        self.attached = tuple(attached)
         self.module, self.rows, self.s, self.run, self.objective, self.where = module, rows, s, run, objective, where
         self.trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
         decayed = [p for p in self.trained.values() if p.dim() > 1]
@@ -112,6 +115,8 @@ class _Loop:
             self.run.progress("train", done, self.s.steps, loss=self.losses[-1], lr=rate, tokens_per_second=speed)
             if enough:
                 break
+        for rider in self.attached:
+            rider.finish(self.module)
         self.frozen.restore()
         self.module.eval()
         return Outcome(done, done * per_step, curve(self.losses), start)
@@ -135,6 +140,9 @@ class _Loop:
         self.optimizer.step()
         if self.s.weight_decay > 0:  # decoupled decay shrinks what has no gradient, too
             self.frozen.restore()
+        for rider in self.attached:
+            for name in rider.after_step(self.module, step + 1) or ():
+                self.optimizer.state.pop(self.trained[name], None)
         return total
 
     def _broken(self, what: str, step: int) -> CheckFailed:
@@ -150,6 +158,9 @@ class _Loop:
             tensors[f"param.{name}"] = parameter.detach()
             if moments := self.optimizer.state.get(parameter):  # none where no gradient has come by
                 tensors[f"m.{name}"], tensors[f"v.{name}"] = moments["exp_avg"], moments["exp_avg_sq"]
+                tensors[f"t.{name}"] = moments["step"]  # its own count: fewer where gradients came late or moments were dropped
+        for number, rider in enumerate(self.attached):
+            tensors |= {f"attached.{number}.{name}": tensor for name, tensor in rider.state().items()}
         self.run.save_state(step, tensors, {"losses": self.losses, "rows": self.digest})
 
     def _restore(self) -> int:
@@ -165,10 +176,13 @@ class _Loop:
                 if f"m.{name}" not in tensors:
                     continue
                 self.optimizer.state[parameter] = {
-                    "step": torch.tensor(float(step)),
+                    "step": tensors[f"t.{name}"].to("cpu", copy=True),
                     "exp_avg": tensors[f"m.{name}"].to(self.where, copy=True),
                     "exp_avg_sq": tensors[f"v.{name}"].to(self.where, copy=True),
                 }
+        for number, rider in enumerate(self.attached):
+            own = f"attached.{number}."
+            rider.load({name.removeprefix(own): tensor for name, tensor in tensors.items() if name.startswith(own)})
         torch.set_rng_state(tensors["rng"].cpu())
         self.losses = list(meta["losses"])
         return step
