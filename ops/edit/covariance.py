@@ -6,6 +6,7 @@ above, so its descendants find the same artifact again. One matrix of float64 [d
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -76,7 +77,7 @@ def moments(model: Editable, layers: Iterable[int], rows: Tensor, run: Run) -> d
     found = {}
     for layer in layers:
         key = f"{below(model.view, model.family, layer)}/{layer}/{data}"
-        stored = run.artifact(KIND, key, lambda layer=layer: pack_moment(stream(model, layer, rows, run)))
+        stored = run.artifact(KIND, key, lambda layer=layer, key=key: pack_moment(stream(model, layer, rows, run), key))
         found[layer] = unpack_moment(stored, model.weight(layer).shape[1], key)
     return found
 
@@ -109,17 +110,23 @@ def stream(model: Editable, layer: int, rows: Tensor, run: Run) -> Moment:
     return Moment((total + total.T) / (2 * count), count)
 
 
-def pack_moment(moment: Moment) -> bytes:
-    """safetensors: `moment` float64 [d0, d0], `keys` int64."""
+def pack_moment(moment: Moment, key: str = "") -> bytes:
+    """safetensors: `moment` float64 [d0, d0], `keys` int64; in the metadata the digests of what it was measured on (`key`)."""
     from safetensors.torch import save
 
-    return save({"moment": moment.matrix.contiguous(), "keys": torch.tensor([moment.keys])})
+    return save({"moment": moment.matrix.contiguous(), "keys": torch.tensor([moment.keys])}, {"of": key})
 
 
 def unpack_moment(data: bytes, width: int, key: str = "") -> Moment:
-    """The moment, if it belongs to keys of this width. Raises Incompatible when it is another model's."""
+    """The moment, if it was measured on what `key` names and belongs to keys of this width. Raises Incompatible when not."""
     from safetensors.torch import load
 
+    about = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
+    if key and about.get("of") and about["of"] != key:
+        raise Incompatible(
+            f"the second moments belong to {about['of'][:12]}, and not to what lies below this matrix ({key[:12]}): another model's",
+            hint="--covariance TEXT measures them anew, on another text",
+        )
     held: dict[str, Any] = load(data)
     if tuple(held["moment"].shape) != (width, width):
         raise Incompatible(

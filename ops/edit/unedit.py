@@ -74,7 +74,8 @@ class _Left:
         if not self.out:
             return up, down
         keys, gone = self.tensors[f"layer.{layer}.keys"], self.gone
-        moment = unpack_moment(self.run.artifact(COVARIANCE, self.about["moments"][str(layer)], _absent), keys.shape[0])
+        key = self.about["moments"][str(layer)]
+        moment = unpack_moment(self.run.artifact(COVARIANCE, key, _absent), keys.shape[0], key)
         memit = self.op.method == "memit"
         metric = solve.memit_metric(moment.matrix) if memit else solve.alphaedit_metric(moment.matrix, self.op.threshold)
         residual = up.double()

@@ -225,6 +225,12 @@ class TestRefusals:
         with pytest.raises(Incompatible, match="keys of 32 numbers, this layer's keys have 48"):
             unpack_moment(held(done[1], "covariance"), 48)
 
+    def test_second_moments_say_what_they_were_measured_on_and_are_refused_by_that_digest(self, done):
+        (_, key), data = next((k, d) for k, d in done[1].artifacts.items() if k[0] == "covariance")
+        assert unpack_moment(data, 32, key).key == key
+        with pytest.raises(Incompatible, match=f"second moments belong to {key[:12]}.*another model's"):
+            unpack_moment(data, 32, "f" * len(key))
+
     def test_an_empty_null_space_is_said(self, view, facts):
         with pytest.raises(CheckFailed, match="leaves no direction free"):
             list(Edit(facts=facts, method="alphaedit", threshold=1e-12, layers="0").apply(view, MemoryRun()))
