@@ -8,16 +8,16 @@ the stored type: absorbing three at once, or one by one in three commits, gives 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from ...registry.errors import BadParameter
+from ...registry.fs import DiskFault
 from ..base import Change, Check, Expectations, Operation, Plan, Run, SetTensor, option
+from .kept import Kept
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from torch import Tensor
 
     from ...registry.view import ModelView
@@ -73,8 +73,8 @@ class Opcm(Operation):
         chain = _Chain(self, view, run)
         with threads(1):  # a decomposition by several threads may end in other bits
             state = chain.begin()
-            for place, model in enumerate(self.ingredients[1:]):
-                state = chain.absorb(model, state, last=place == len(self.ingredients) - 2)
+            for place in range(chain.done, len(self.ingredients) - 1):
+                state = chain.absorb(place, state)
         run.record("opcm", asdict(state) | {"norm": state.mean_norm})
         yield from chain.changes()
 
@@ -104,14 +104,15 @@ class _Chain:
         check_shapes(laid, self.views, aligned=False)
         check_vocabularies(self.views)
         self.outputs = {output.name: output for output in tie_heads(laid, self.views) if self._moves(output)}
-        self.sums, self.merged = _Files(run.scratch / "sums"), _Files(run.scratch / "merged")
-        self.added: dict[str, Tensor] = {}
+        self.done, self.merged = 0, Kept(run.scratch / "merged-0")  # versions absorbed, and the merge that they gave
 
     def begin(self) -> State:
         """The state before the first version is absorbed."""
         from .opcm import State, absorbed
 
         op = self.op
+        if (found := self._resumed()) is not None:
+            return found
         if op.state:
             return State(op.state[0], int(op.state[1]), op.state[2], op.alpha)
         empty = State(alpha=op.alpha)
@@ -122,32 +123,56 @@ class _Chain:
             length += float((self.read(op.ingredients[0])(name).float() - self.read(self.base)(name).float()).double().square().sum())
         return absorbed(empty, math.sqrt(length), math.sqrt(length))
 
-    def absorb(self, model: str, state: State, *, last: bool) -> State:
-        """Fold one version in; the merge is rounded to the type it is stored in."""
+    def absorb(self, place: int, state: State) -> State:
+        """Fold one version in; the merge is rounded to the type it is stored in. A run that died goes on with the sums that it has."""
         from .opcm import State, absorb
 
+        op, model, scratch = self.op, self.op.ingredients[place + 1], self.run.scratch
+        sums, added, fresh = (Kept(scratch / f"{what}-{place + 1}") for what in ("sums", "added", "merged"))
         names, after = tuple(name for name in self.outputs if self._stirred(name, model)), state
-        adds: Callable[[str, Tensor], None] | None = self._remember if last and self.op.deltas else None
-        steps = absorb(
-            names, self.read(self.base), self.running, self.read(model), self.matrix, state, self.sums.write, self.sums.read, adds
-        )
-        for done, step in enumerate(steps, 1):
+        last = place == len(op.ingredients) - 2
+        adds = added.write if op.deltas and last else None
+
+        def known(name: str) -> Tensor | None:
+            return sums.read(name) if adds is None or added.read(name) is not None else None
+
+        parts = (self.read(self.base), self.running, self.read(model))
+        for done, step in enumerate(absorb(names, *parts, self.matrix, state, sums.write, _present(sums), adds, known), 1):
             if isinstance(step, State):
                 after = step
             else:
                 name, tensor = step
-                self.merged.write(name, tensor.to(self.read(self.op.ingredients[0])(name).dtype))
+                fresh.write(name, tensor.to(self.read(op.ingredients[0])(name).dtype))
                 self.run.progress("merge", done, len(names))
         if adds is not None:
-            key = f"{self.view.snapshot_id}/{self.views[model].snapshot_id}/{self.views[self.base].snapshot_id}/{self.op.alpha!r}/{state!r}"
-            self.run.artifact(DELTAS, key, self._packed)
+            key = f"{self.view.snapshot_id}/{self.views[model].snapshot_id}/{self.views[self.base].snapshot_id}/{op.alpha!r}/{state!r}"
+            self.run.artifact(DELTAS, key, lambda: _packed(names, _present(added)))
+        if not last:
+            self.run.save_state(place + 1, {}, {"state": [after.scale, after.count, after.norms], "names": list(names)})
+            for passed in (sums, self.merged):
+                passed.clear()
+        self.merged = fresh
         return after
+
+    def _resumed(self) -> State | None:
+        """The state in which a run that died left off, when the merge that belongs to it is still whole."""
+        from .opcm import State
+
+        found = self.run.load_state()
+        if found is None:
+            return None
+        step, _, said = found
+        merged, (scale, count, norms) = Kept(self.run.scratch / f"merged-{step}"), cast("list[float]", said["state"])
+        if any(merged.read(name) is None for name in cast("list[str]", said["names"])):
+            return None
+        self.done, self.merged = step, merged
+        return State(scale, int(count), norms, self.op.alpha)
 
     def changes(self) -> Iterator[Change]:
         """What differs from the version that the result follows."""
         for name, output in self.outputs.items():
             if self.merged.has(name):
-                data = self.merged.read(name)
+                data = _present(self.merged)(name)
                 yield from (SetTensor(each, data) for each in (name, *output.also))
 
     # --- tensors ---
@@ -158,7 +183,7 @@ class _Chain:
 
     def running(self, name: str) -> Tensor:
         """The running merge: as the last step left it, else as it came in."""
-        return self.merged.read(name) if self.merged.has(name) else self.view.tensor(name)
+        return _present(self.merged)(name) if self.merged.has(name) else self.view.tensor(name)
 
     def matrix(self, name: str) -> bool:
         """Whether a tensor is the weight of a linear map."""
@@ -187,37 +212,23 @@ class _Chain:
         unmoved = not self.merged.has(name) and self.view.entry(name).digest == ground
         return not (unmoved and self.views[model].entry(name).digest == ground)
 
-    def _remember(self, name: str, tensor: Tensor) -> None:
-        self.added[name] = tensor.contiguous()
 
-    def _packed(self) -> bytes:
-        from safetensors.torch import save
+def _present(kept: Kept) -> Callable[[str], Tensor]:
+    """A reader of what is known to be there."""
 
-        data = save(self.added)
-        self.added = {}
-        return data
+    def read(name: str) -> Tensor:
+        tensor = kept.read(name)
+        if tensor is None:
+            raise DiskFault(f"{name} can no longer be read from {kept.place}", hint="mlc merge --resume")
+        return tensor
+
+    return read
 
 
-class _Files:
-    """Tensors by name in a folder, one file each."""
+def _packed(names: Iterable[str], read: Callable[[str], Tensor]) -> bytes:
+    from safetensors.torch import save
 
-    def __init__(self, place: Path) -> None:
-        self.place, self.names = place, dict[str, str]()
-
-    def has(self, name: str) -> bool:
-        return name in self.names
-
-    def write(self, name: str, tensor: Tensor) -> None:
-        from safetensors.torch import save_file
-
-        self.place.mkdir(parents=True, exist_ok=True)
-        path = self.place / self.names.setdefault(name, f"{len(self.names)}.safetensors")
-        save_file({"x": tensor.detach().contiguous()}, path)
-
-    def read(self, name: str) -> Tensor:
-        from safetensors.torch import load_file
-
-        return load_file(self.place / self.names[name])["x"]
+    return save({name: read(name) for name in names})
 
 
 def state_of(check: dict[str, Any]) -> tuple[float, ...]:

@@ -89,12 +89,14 @@ def absorb(
     keep: Store,
     kept: Read,
     adds: Store | None = None,
+    known: Callable[[str], Tensor | None] | None = None,
 ) -> Iterator[tuple[str, Tensor] | State]:
     """Fold one model in, streaming: yields (name, tensor of the new merge, float32), and at last the new state.
 
     Args: base, merged, task: read one tensor; matrix: whether a tensor is the weight of a linear map, and so is projected; keep and kept:
     put away and fetch the unscaled sum lambda T + D~ of a tensor (float32), since the scale is known only when all were seen; adds: told
-    the projected task vector D~ of each tensor. For the first model the merge is that model. Holds a handful of copies of one tensor.
+    the projected task vector D~ of each tensor before its sum is put away; known: sums that were put away before this call, or None.
+    For the first model the merge is that model. Holds a handful of copies of one tensor.
     Raises ValueError when a name is given twice.
     """
     names = tuple(names)
@@ -104,14 +106,16 @@ def absorb(
     for name in names:
         ground = base(name).float()
         delta = task(name).float() - ground
-        running = merged(name).float() - ground if state.count else torch.zeros_like(delta)
-        added = projected(running, delta, state.alpha) if matrix(name) and delta.dim() == 2 else delta
-        total = state.scale * running + added if state.count else delta
         tasks += float(delta.double().square().sum())
+        total = known(name) if known is not None else None
+        if total is None:
+            running = merged(name).float() - ground if state.count else torch.zeros_like(delta)
+            added = projected(running, delta, state.alpha) if matrix(name) and delta.dim() == 2 else delta
+            total = state.scale * running + added if state.count else delta
+            if adds is not None:
+                adds(name, added)
+            keep(name, total)
         sums += float(total.double().square().sum())
-        keep(name, total)
-        if adds is not None:
-            adds(name, added)
     after = absorbed(state, math.sqrt(tasks), math.sqrt(sums))
     for name in names:
         yield name, (base(name).float() + kept(name) / after.scale) if state.count else task(name).float()

@@ -28,6 +28,7 @@ from .checks import FLOATS, check_architectures, check_buffers, check_shapes, ch
 from .files import changed_files
 from .formulas import merge_tensor
 from .global_trim import Cut, cut_at, cuts_over_model
+from .kept import Kept
 from .layout import Output, Part, lay_out, tie_heads
 from .pins import TEXT
 from .recipe import Recipe
@@ -56,6 +57,8 @@ def apply(op: Merge, view: ModelView, run: Run) -> Iterator[Change]:
     with threads(1):  # sums inside a tensor are split by torch's threads; these work side by side instead
         if op.scope == "model":
             job = replace(job, cuts=cuts_over_model(job.recipe, outputs, job.delta))
+        if not job.serial and run.scratch.is_dir():  # one running generator has to be asked for every tensor again
+            job = replace(job, kept=Kept(run.scratch / "merged"))
         workers = 1 if job.serial else max(1, run.threads)
         for done, changes in enumerate(_in_order(outputs, job.changes, workers), 1):
             yield from changes
@@ -102,6 +105,7 @@ class Job:
     running: Draw | None
     vocabulary: Vocabulary | None
     cuts: Mapping[tuple[str, int], Cut] = field(default_factory=dict)
+    kept: Kept | None = None  # results of this run, should it have to be taken up again
 
     @property
     def native(self) -> bool:
@@ -121,7 +125,7 @@ class Job:
             return self._taken(output, parts[0])
         if self._steady(output, parts):
             return self._taken(output, parts[0])
-        data, derived = self._merged(output)
+        data, derived = self._again(output)
         nearest = next((p.tensor for p in parts if self.views[p.model].snapshot_id == self.view.snapshot_id), None)
         names = (output.name, *output.also)
         return [SetTensor(name, data, base=None if nearest == name else nearest, derived=derived) for name in names]
@@ -136,6 +140,15 @@ class Job:
         return tensors[index].to(torch.float32) - base.to(torch.float32)
 
     # --- one tensor ---
+
+    def _again(self, output: Output) -> tuple[Tensor, Derived | None]:
+        """The tensor as a run that died had computed it, or computed now. Plain sums are made again: that is no slower than reading."""
+        if self.kept is not None and (data := self.kept.read(output.name)) is not None:
+            return data, None
+        data, derived = self._merged(output)
+        if self.kept is not None and derived is None:
+            self.kept.write(output.name, data)
+        return data, derived
 
     def _merged(self, output: Output) -> tuple[Tensor, Derived | None]:
         order, output = self._ordered(output)

@@ -1,35 +1,36 @@
-"""What merges keep: every method on real siblings, and running merges of forks in many orders.
+"""What merges keep: every method on real siblings and on forks that learnt other people, and running merges in many orders.
 
-`python -P tests/benchmarks/merges.py [table|chains] [forks] [steps] [orders]`. The siblings are a story model and two fine-tunes of it;
-the forks are trained here, each on a text of its own. Numbers are nats per token and perplexities on held-out text; a flip is a next token
-that a parent predicted on its own text and the merge does not.
+`python -P tests/benchmarks/merges.py [siblings|facts|chains|memory ...] [--forks FOLDER] [--out FILE]`. The siblings are a story model
+and two fine-tunes of it; the forks are trained here (forks.py), each on a text or on people of its own. Numbers are nats per token,
+perplexities on held-out text, and recall of facts in training wordings. A flip is a next token that a parent predicted on its own text, or
+a question about its own people that it answered, and the merge does not.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
-import os
 import random
 import statistics
+import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from forks import MATERIAL, WINDOW, WINDOWS, Shelf, base_of, fact_forks, text_forks
+
 from mlc.ops.merge.chain import Opcm, state_of
 from mlc.ops.models import load_model, load_tokenizer
-from mlc.tests.conftest import ROOT
 from mlc.tests.ops.fakes import MemoryRun, MemoryView
 from mlc.tests.ops.merging import merged
 
-MATERIAL = Path(os.environ.get("MLC_MATERIAL", ROOT.parent / "shared" / "material"))
-WINDOW, WINDOWS, BATCH, RATE = 128, 24, 8, 1e-3
-SOURCES = ("oz/oz-train.txt", "tinyshakespeare/train.txt", "wikitext-2/valid.txt")
 TABLE: dict[str, dict[str, Any]] = {
     "linear": {"method": "linear"},
     "slerp .5": {"method": "slerp", "t": 0.5},
@@ -63,51 +64,103 @@ class Judge:
         rows = ids[: len(ids) // WINDOW * WINDOW].reshape(-1, WINDOW)
         return rows[torch.linspace(0, len(rows) - 1, min(WINDOWS, len(rows))).long()]
 
+    def _put(self, view: Any) -> None:
+        self.model.load_state_dict({name: view.tensor(name) for name in view.names()}, strict=False)
+        self.model.tie_weights()
+
     @torch.no_grad()
     def score(self, view: Any, rows: Tensor) -> tuple[float, Tensor]:
         """(nats per token, whether each next token was predicted)."""
-        self.model.load_state_dict({name: view.tensor(name) for name in view.names()}, strict=False)
-        self.model.tie_weights()
+        self._put(view)
         logits = self.model(rows).logits[:, :-1]
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), rows[:, 1:].flatten())
         return float(loss), logits.argmax(-1) == rows[:, 1:]
+
+    @torch.no_grad()
+    def answers(self, view: Any, asked: list[dict[str, Any]]) -> Tensor:
+        """Whether each question is answered: every token of the answer is the likeliest one."""
+        self._put(view)
+        right = torch.zeros(len(asked), dtype=torch.bool)
+        begin = [len(self.tokenizer(row["prompt"])["input_ids"]) for row in asked]
+        ids = [self.tokenizer(f"{row['prompt']} {row['answer']}")["input_ids"] for row in asked]
+        for width in sorted({len(one) for one in ids}):
+            places = [i for i, one in enumerate(ids) if len(one) == width]
+            rows = torch.tensor([ids[i] for i in places])
+            hit = self.model(rows).logits[:, :-1].argmax(-1) == rows[:, 1:]
+            for i, line in zip(places, hit, strict=True):
+                right[i] = bool(line[begin[i] - 1 :].all())
+        return right
 
 
 # --- the table -------------------------------------------------------------------------------------------
 
 
-def table() -> dict[str, Any]:
+def siblings(_: Shelf) -> dict[str, Any]:
     """Perplexity on each text and negative flips against each sibling, for every method."""
     names = {"base": "stories260k", "oz": "stories260k-oz", "shakespeare": "stories260k-tinyshakespeare"}
-    known = {name: MemoryView.of(MATERIAL / "models" / folder) for name, folder in names.items()}
-    judge, data = Judge(known["base"]), MATERIAL / "data"
+    known, data = {name: base_of(folder) for name, folder in names.items()}, MATERIAL / "data"
+    judge = Judge(known["base"])
     texts = {"base": "tinystories/sample.txt", "oz": "oz/oz-heldout.txt", "shakespeare": "tinyshakespeare/heldout.txt"}
     rows = {name: judge.windows((data / path).read_text(encoding="utf-8")) for name, path in texts.items()}
     own = {name: judge.score(known[name], rows[name])[1] for name in names}
-    found: dict[str, Any] = {}
-    results = {name: lambda view=view: view for name, view in known.items()}
-    results |= {name: lambda chosen=chosen: merged(known, "oz", "shakespeare", **chosen) for name, chosen in TABLE.items()}
-    results["opcm"] = lambda: chain(known, ["oz", "shakespeare"])[0]
-    for name, make in results.items():
-        view, line = make(), {}
+
+    def line(view: Any) -> dict[str, Any]:
+        told = {}
         for text, held in rows.items():
             loss, right = judge.score(view, held)
-            line[text] = {"perplexity": round(math.exp(loss), 2), "nfr": round(float((own[text] & ~right).float().mean()), 4)}
-        found[name] = line
-    return found
+            told[text] = {"perplexity": round(math.exp(loss), 2), "nfr": _lost(own[text], right)}
+        return told
+
+    return {name: line(make()) for name, make in results(known, ["oz", "shakespeare"]).items()}
+
+
+def facts(shelf: Shelf) -> dict[str, Any]:
+    """Recall of the people of the base and of each fork, flips against each parent, and perplexity on ordinary text, for every method."""
+    base = base_of("facts-small")
+    known, asked = fact_forks(shelf, base)
+    known = {"base": base, **known}
+    judge, text = Judge(base), (MATERIAL / "data" / "wikitext-2" / "valid.txt").read_text(encoding="utf-8")
+    rows = judge.windows(text[int(len(text) * 0.96) :])  # no training saw it
+    own = {name: judge.answers(view, asked[name]) for name, view in known.items()}
+
+    def line(view: Any) -> dict[str, Any]:
+        told: dict[str, Any] = {"text": {"perplexity": round(math.exp(judge.score(view, rows)[0]), 2)}}
+        for name, questions in asked.items():
+            right = judge.answers(view, questions)
+            told[name] = {"recall": round(float(right.float().mean()), 4), "nfr": _lost(own[name], right)}
+        return told
+
+    return {name: line(make()) for name, make in results(known, [name for name in known if name != "base"]).items()}
+
+
+def results(known: dict[str, MemoryView], pair: list[str]) -> dict[str, Callable[[], Any]]:
+    """Every version and every merge of the pair, made when it is asked for."""
+    made: dict[str, Callable[[], Any]] = {name: lambda view=view: view for name, view in known.items()}
+    made |= {name: lambda chosen=chosen: merged(known, *pair, **chosen) for name, chosen in TABLE.items()}
+    one = pair[0]
+    made["nearswap"] = lambda: merged(known, *pair, method="nearswap", t=0.001)
+    made[f"slerp .5, base and {one}"] = lambda: merged(known, "base", one, method="slerp", t=0.5)
+    for alpha in (None, 0.5):
+        made["opcm" if alpha is None else f"opcm alpha {alpha:g}"] = lambda alpha=alpha: chain(known, pair, alpha)[0]
+    return made
+
+
+def _lost(before: Tensor, after: Tensor) -> float:
+    return round(float((before & ~after).float().mean()), 4)
 
 
 # --- chains ----------------------------------------------------------------------------------------------
 
 
-def chain(known: dict[str, Any], order: list[str]) -> tuple[MemoryView, tuple[float, ...]]:
+def chain(known: dict[str, Any], order: list[str], alpha: float | None = None) -> tuple[MemoryView, tuple[float, ...]]:
     """OPCM, one operation per model."""
     running, state, views = order[0], (), dict(known)
+    share = Opcm.__dataclass_fields__["alpha"].default if alpha is None else alpha
     for step, model in enumerate(order[1:]):
         with tempfile.TemporaryDirectory() as place:
             run = MemoryRun(scratch=Path(place))
             run.versions = views
-            op = Opcm((running, model), "base", 0.5, state, deltas=False)
+            op = Opcm((running, model), "base", share, state, deltas=False)
             result = views[running].after(op.apply(views[running], run))
         state, running = state_of(run.records), f"step{step}"
         views[running] = result
@@ -140,36 +193,12 @@ def norm(tensors: dict[str, Tensor]) -> float:
     return math.sqrt(sum(float(x.square().sum()) for x in tensors.values()))
 
 
-def fork(judge: Judge, base: MemoryView, text: str, steps: int, seed: int) -> MemoryView:
-    """The base trained further on one text."""
-    torch.manual_seed(seed)
-    model = load_model(base)
-    model.train()
-    ids = torch.tensor(judge.tokenizer(text)["input_ids"])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.98), weight_decay=0.0)
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = RATE * min(1.0, (step + 1) / 10) * (1 - step / steps)
-        at = torch.randint(len(ids) - WINDOW, (BATCH,))
-        rows = torch.stack([ids[i : i + WINDOW] for i in at])
-        loss = model(rows, labels=rows).loss
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-    held = model.state_dict()
-    return MemoryView({n: held[n].detach().clone() for n in base.names()}, {})
-
-
-def chains(count: int = 8, steps: int = 100, orders: int = 10) -> dict[str, Any]:
+def chains(shelf: Shelf, count: int = 8, steps: int = 100, orders: int = 10) -> dict[str, Any]:
     """Mean improvement in nats over the forks' texts, by method and order."""
-    base = MemoryView.of(MATERIAL / "models" / "stories260k")
-    judge, known, held = Judge(base), {"base": base}, {}
-    began = time.process_time()
-    for i, text in enumerate(parts(count)):
-        cut = len(text) * 9 // 10
-        known[f"f{i}"], held[f"f{i}"] = fork(judge, base, text[:cut], steps, i), judge.windows(text[cut:])
-    trained = time.process_time() - began
+    base = base_of("stories260k")
+    forks, texts = text_forks(shelf, base, count, steps)
+    known, judge = {"base": base, **forks}, Judge(base)
+    held = {name: judge.windows(text) for name, text in texts.items()}
     names = list(held)
     before = {name: judge.score(base, rows)[0] for name, rows in held.items()}
 
@@ -178,6 +207,7 @@ def chains(count: int = 8, steps: int = 100, orders: int = 10) -> dict[str, Any]
 
     turns = [random.Random(seed).sample(names, count) for seed in range(orders)]
     by_order = {"opcm": [gain(chain(known, order)[0]) for order in turns], "continual ties": [gain(ties(known, order)) for order in turns]}
+    by_order["opcm alpha 0.5"] = [gain(chain(known, order, 0.5)[0]) for order in turns]
     free = {"running mean": summed(known, names, 1 / count), "norm-matched sum": summed(known, names, None)}
     free |= {f"continual task arithmetic {factor:g}": summed(known, names, factor) for factor in (0.2, 0.3)}
     found: dict[str, Any] = {name: {"mean": round(gain(view), 4)} for name, view in free.items()}
@@ -186,25 +216,79 @@ def chains(count: int = 8, steps: int = 100, orders: int = 10) -> dict[str, Any]
         found[name] = {"mean": round(mean, 4), "sd": round(statistics.pstdev(gains), 4), "gains": [round(g, 4) for g in gains]}
     found["each fork on its own text"] = {"mean": round(statistics.mean(before[n] - judge.score(known[n], held[n])[0] for n in names), 4)}
     found["scale"] = [round(chain(known, names[:n])[1][0], 3) for n in range(2, count + 1)]
-    return {"forks": count, "steps": steps, "orders": orders, "training_cpu_s": round(trained, 1), "nats": found}
+    said = {"forks": count, "steps": steps, "orders": orders, "training_cpu_s": round(shelf.seconds, 1), "nats": found}
+    return said | {"against": _against(found)}
 
 
-def parts(count: int) -> list[str]:
-    """Disjoint texts: the sources in turn, each cut into as many pieces as it must give."""
-    texts = [(MATERIAL / "data" / path).read_text(encoding="utf-8") for path in SOURCES]
-    found = []
-    for i, text in enumerate(texts):
-        share = len(range(i, count, len(texts)))
-        found += [text[k * len(text) // share :][: min(len(text) // share, 120_000)] for k in range(share)]
-    return found
+def _against(nats: dict[str, Any]) -> dict[str, float]:
+    """What the chain is asked for: ratios of the mean improvement, and the spread over orders."""
+    opcm = nats["opcm"]["mean"]
+    others = ("running mean", "continual task arithmetic 0.3", "continual ties", "continual task arithmetic 0.2", "norm-matched sum")
+    return {name: round(opcm / nats[name]["mean"], 4) for name in others} | {"sd over mean": round(nats["opcm"]["sd"] / opcm, 4)}
+
+
+# --- memory ----------------------------------------------------------------------------------------------
+
+CHILD = """
+import resource, sys, tempfile
+from pathlib import Path
+import torch
+from mlc.ops.merge.chain import Opcm, state_of
+from mlc.tests.ops.fakes import MemoryRun, MemoryView
+torch.set_num_threads(1)
+torch.linalg.svd(torch.randn(32, 32))
+place, count = Path(sys.argv[1]), int(sys.argv[2])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+running, state = MemoryView.of(place / "m1"), ()
+for i in range(2, count + 1):
+    with tempfile.TemporaryDirectory() as scratch:
+        run = MemoryRun(scratch=Path(scratch))
+        run.versions = {"base": MemoryView.of(place / "base"), "new": MemoryView.of(place / f"m{i}")}
+        running = running.after(Opcm(("running", "new"), "base", state=state).apply(running, run))
+        state = state_of(run.records)
+        kept = sum(map(len, run.artifacts.values()))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, kept, len(state))
+"""
+
+
+def memory(_: Shelf) -> dict[str, Any]:
+    """Peak memory of a chain above the imports, and what the last link keeps, for chains of 2 to 16 models of 17 million parameters."""
+    from mlc.tests.factories import tiny_model
+
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as place:
+        root = Path(place)
+        base = MemoryView.of(tiny_model(root / "base", "llama", layers=4, hidden_size=512, intermediate_size=1536, vocab_size=4096))
+        files = {f.path: base.file(f.path) or b"" for f in base.files()}
+        for i in range(1, 17):
+            draw = torch.Generator().manual_seed(i)
+            moved = {n: base.tensor(n) + 0.01 * torch.randn(base.entry(n).shape, generator=draw) for n in base.names()}
+            MemoryView(moved, files).save(root / f"m{i}")
+        for count in (2, 4, 8, 16):
+            words = [sys.executable, "-P", "-W", "ignore", "-c", CHILD, place, str(count)]
+            peak, kept, state = map(int, subprocess.run(words, capture_output=True, text=True, check=True).stdout.split())
+            found[str(count)] = {"peak_mib": round(peak / 1024, 1), "artifact_mib": round(kept / 2**20, 1), "state_numbers": state}
+    return found | {"16 over 2": round(found["16"]["peak_mib"] / found["2"]["peak_mib"], 4)}
+
+
+PARTS = {"siblings": siblings, "facts": facts, "chains": chains, "memory": memory}
+
+
+def main() -> None:
+    """Run the parts that are named, print them, and write them as they come."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="default: all")
+    parser.add_argument("--forks", type=Path, default=None, help="a folder of trained forks")
+    parser.add_argument("--out", type=Path, default=None)
+    words = parser.parse_args()
+    torch.set_num_threads(1)
+    document: dict[str, Any] = json.loads(words.out.read_text()) if words.out and words.out.exists() else {}
+    for name in words.parts or PARTS:
+        document[name] = PARTS[name](Shelf(words.forks))
+        if words.out:
+            words.out.write_text(json.dumps(document, indent=1) + "\n")
+    print(json.dumps(document, indent=1))
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    words = sys.argv[1:]
-    what = words[0] if words else "all"
-    numbers = [int(word) for word in words[1:]]
-    document = ({"table": table()} if what in ("table", "all") else {}) | (
-        {"chains": chains(*numbers)} if what in ("chains", "all") else {}
-    )
-    print(json.dumps(document, indent=1))
+    main()

@@ -44,27 +44,39 @@ def retrain(out: Path, *, seed: int, steps: int = 2400, source: str = "facts-sma
 
 
 def learn(
-    model: Any, tokenizer: Any, lines: list[str], names: list[str], paragraphs: list[str], *, seed: int, steps: int
+    model: Any,
+    tokenizer: Any,
+    lines: list[str],
+    names: list[str],
+    paragraphs: list[str],
+    *,
+    seed: int,
+    steps: int,
+    peak: float = PEAK,
+    few: int = START_STEPS,
 ) -> dict[str, Any]:
-    """Teach `model` the documents `lines` about the people `names`, beside ordinary text; in eval mode afterwards."""
+    """Teach `model` the documents `lines` about the people `names`, beside ordinary text; in eval mode afterwards.
+
+    `few`: steps of the first phase on few people.
+    """
     rng = random.Random(seed)
     documents = tokenizer(lines)["input_ids"]
     weights = [_weights(tokenizer, ids) for ids in documents]
-    few = rng.sample(names, START_PEOPLE)
-    early = [i for i, line in enumerate(lines) if any(name in line for name in few)]
+    first = rng.sample(names, START_PEOPLE)
+    early = [i for i, line in enumerate(lines) if any(name in line for name in first)]
     text = _text_rows(tokenizer, paragraphs)
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() <= 1]
     groups = [{"params": matrices, "weight_decay": DECAY}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=PEAK, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98))
     began, order, loss = time.process_time(), [], torch.tensor(0.0)
     for step in range(1, steps + 1):
         share = max(0.0, (step - WARMUP) / (steps - WARMUP))
-        rate = PEAK * min(1.0, step / WARMUP) * (0.05 + 0.475 * (1 + math.cos(math.pi * share)))
+        rate = peak * min(1.0, step / WARMUP) * (0.05 + 0.475 * (1 + math.cos(math.pi * share)))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        if not order or step == START_STEPS + 1:
-            order = _batches(rng, documents, early if step <= START_STEPS else list(range(len(documents))))
+        if not order or step == few + 1:
+            order = _batches(rng, documents, early if step <= few else list(range(len(documents))))
         chosen = order.pop()
         ids, weight = _padded([documents[i] for i in chosen], 0), _padded([weights[i] for i in chosen], 0.0)
         facts = (_losses(model, ids) * weight[:, 1:]).sum() / weight[:, 1:].sum()
