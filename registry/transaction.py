@@ -148,6 +148,10 @@ class Transaction:
         """How an object that is stored, or was put here, is coded. Raises MissingObject."""
         return self._writer.info(digest) if self._writer else self.repo.objects.info(digest)
 
+    def tensor_bytes(self, digest: Digest) -> memoryview:
+        """The bytes of a tensor that is stored, or was put here; verified. Raises MissingObject, HashMismatch or CorruptRecord."""
+        return self._writer.tensor_bytes(digest) if self._writer else self.objects.tensor_bytes(digest)
+
     def coded_against(self, info: ObjectInfo) -> tuple[Digest | None, int | None]:
         """The (first) tensor that an object is coded against, and the rank of its update where it is one of rank-1 terms."""
         if info.codec != "derived":

@@ -18,7 +18,7 @@ from .configs import parse
 from .names import bad_path, bad_tensor_name, clash, shown
 from .safetensors import Header, parse_header, write_header
 from .shards import ADAPTER_WEIGHTS, choose_primary, shard_maps, updated_indexes
-from .storing import Spool, Storing
+from .storing import Running, Spool, Storing
 from .torch_bytes import from_tensor
 
 if TYPE_CHECKING:
@@ -83,6 +83,7 @@ class _Edit:
         self.origin = {name: file.path for file in parent.files for name in file.tensors}
         self.home = dict(self.origin)
         self.touched: set[str] = set()  # files set by the operation itself
+        self.running: dict[str, Running] = {}  # weight files whose tensors have come in their order so far
         weights = [file.path for file in parent.files if file.kind == "weights"]
         self.default_home = choose_primary(weights, shard_maps(tx.repo.objects, parent))[-1]
 
@@ -108,7 +109,16 @@ class _Edit:
         entry = self.storing.put(_tensor_name(name), word, shape, data, base, derived)
         self.tensors[name] = entry
         self.home.setdefault(name, self.origin.get(base or name, self.default_home))
-        self.spool.keep(entry.digest, data)
+        if not self._running(self.home[name]).takes(entry, data):
+            self.spool.keep(entry.digest, data)
+
+    def _running(self, path: str) -> Running:
+        if path not in self.running:
+            self.running[path] = Running(self._header(self.files[path]))
+        return self.running[path]
+
+    def _header(self, file: FileEntry) -> Header:
+        return parse_header(self.tx.repo.objects.blob(file.digest), path=file.path, size=file.size)
 
     def _copy(self, name: str, source: str) -> None:
         entry = self._known(source)
@@ -157,12 +167,15 @@ class _Edit:
         return set(names) != set(file.tensors) or any(self.tensors[name] != self.storing.before[name] for name in names)
 
     def _rewritten(self, file: FileEntry, names: list[str]) -> FileEntry:
-        header = parse_header(self.tx.repo.objects.blob(file.digest), path=file.path, size=file.size)
+        running = self._running(file.path)
+        header = running.header
         now = {name: (name, self.tensors[name].dtype, self.tensors[name].shape) for name in names}
         if now != {entry.name: (entry.name, entry.dtype, entry.shape) for entry in header.entries}:
             header = write_header(now.values(), header.metadata)
-        sha256 = hashlib.sha256(header.raw)
-        for entry in header.entries:
+        sha256, done = hashlib.sha256(header.raw), 0
+        if header is running.header and all(self.tensors[entry.name] == entry for entry in running.seen):
+            sha256, done = running.sha256, len(running.seen)
+        for entry in header.entries[done:]:
             self.spool.read_into(sha256.update, self.tensors[entry.name].digest)
         return _weights_entry(self.tx, file.path, header, sha256.hexdigest())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from ..records import Snapshot, TensorDelta, TensorEntry
 if TYPE_CHECKING:
     from ..delta.derived import Derived
     from ..transaction import Transaction
+    from .safetensors import Header
 
 SPOOL_MEMORY = 256 << 20  # bytes
 CHUNK = 8 << 20  # bytes
@@ -70,11 +72,29 @@ class Storing:
         return stats(entry.dtype, data, self.tx.repo.objects.tensor_bytes(before.digest))
 
 
+class Running:
+    """The SHA-256 of a weight file in the making, for as long as its tensors come one by one in the order in which they stand there."""
+
+    def __init__(self, header: Header) -> None:
+        self.header = header
+        self.sha256 = hashlib.sha256(header.raw)
+        self.seen: list[TensorEntry] = []
+
+    def takes(self, entry: TensorEntry, data: memoryview) -> bool:
+        """Whether this tensor is the next one; then its bytes are hashed and need not be kept."""
+        wanted = self.header.entries[len(self.seen)] if len(self.seen) < len(self.header.entries) else None
+        if wanted is None or (wanted.name, wanted.dtype, wanted.shape) != (entry.name, entry.dtype, entry.shape):
+            return False
+        self.sha256.update(data)
+        self.seen.append(entry)
+        return True
+
+
 class Spool:
     """New tensors' bytes, kept for the hash of the files they end up in: in memory up to a bound, then in an unlinked file."""
 
     def __init__(self, tx: Transaction) -> None:
-        self._objects = tx.repo.objects
+        self._tx = tx
         self._file = tempfile.SpooledTemporaryFile(max_size=SPOOL_MEMORY, dir=str(tx.repo.path / "tmp"))  # noqa: SIM115 - closed by __exit__
         self._places: dict[Digest, tuple[int, int]] = {}
 
@@ -93,7 +113,7 @@ class Spool:
     def read_into(self, consume: Callable[[bytes | memoryview], object], digest: Digest) -> None:
         """Hand the bytes of a new tensor, or of one that the registry had before, to `consume`."""
         if digest not in self._places:
-            consume(self._objects.tensor_bytes(digest))
+            consume(self._tx.tensor_bytes(digest))
             return
         place, left = self._places[digest]
         self._file.seek(place)

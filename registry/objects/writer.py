@@ -13,7 +13,7 @@ from blake3 import blake3
 
 from .. import delta, fs
 from ..delta.dtypes import CODECS, byte_size
-from ..errors import IntegrityError, ShapeMismatch
+from ..errors import HashMismatch, IntegrityError, ShapeMismatch
 from ..ids import Digest, blob_digest, tensor_digest, tensor_hasher
 from . import chain, layout, sources
 from .layout import ALIGN, PACK_HEADER, ObjectInfo
@@ -116,6 +116,16 @@ class PackWriter:
         if self._again is None:
             self._again = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         return memoryview(os.pread(self._again, info.stored_size, info.offset))
+
+    def tensor_bytes(self, digest: Digest) -> memoryview:
+        """The bytes of a tensor of the store or of this pack, verified; do not write into them. Raises as the store does."""
+        if digest not in self._infos:
+            return self._store.tensor_bytes(digest)
+        info = self._infos[digest]
+        data = chain.tensor_range(self, info, 0, info.raw_size)
+        if tensor_digest(info.dtype, info.shape, [data]) != digest:
+            raise HashMismatch(f"object {digest} does not decode to the bytes of its name", hint="mlc fsck --level 3", damaged=digest)
+        return data.toreadonly()
 
     # --- the end ---------------------------------------------------------------------------------------------
 

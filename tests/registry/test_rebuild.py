@@ -261,6 +261,20 @@ def test_bytes_beyond_the_memory_of_the_spool_come_back_from_disk(repo, monkeypa
     assert list((repo.path / "tmp").iterdir()) == []
 
 
+def test_in_whatever_order_tensors_come_and_however_often_the_file_has_its_own_hash(repo, model: Path, tmp_path: Path):
+    now, first = {name: x + 1 for name, x in weights().items()}, SetTensor("b", torch.zeros(4, 4))
+    file = next(file for file in store(repo, model).files if file.kind == "weights")
+    header = [entry.name for entry in parse_header(repo.blob(file.digest), path=file.path, size=file.size).entries]
+    orders = [header, header[::-1], [*header[2:], *header[:2]], [*header[:2], header[3]], []]
+    for number, order in enumerate(orders):
+        for changes in ([SetTensor(n, now[n]) for n in order], [first, *(SetTensor(n, now[n]) for n in order), SetTensor("b", now["b"])]):
+            snapshot, _ = apply(repo, store(repo, model), *changes)
+            out = tmp_path / f"{number}-{len(changes)}"
+            export(repo, snapshot.id, out)
+            written = hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest()
+            assert written == next(file.sha256 for file in snapshot.files if file.path == "model.safetensors")
+
+
 def test_an_operation_may_reuse_its_buffer_after_it_has_yielded(repo, model: Path, tmp_path: Path):
     def changes():
         buffer = torch.zeros(4, 4)
