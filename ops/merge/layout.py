@@ -6,6 +6,7 @@ the blocks comes from the first slice, the last norm and the head from the last 
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from ...registry.errors import BadParameter, Incompatible
 from ..arch import blocks_of, family_of, layer_of, role_of, with_layer
 from .checks import shown
 from .recipe import Recipe, Slice, Source
-from .settings import resolve
+from .settings import filters_of, resolve
 
 if TYPE_CHECKING:
     from ...registry.view import ModelView
@@ -25,6 +26,7 @@ Views = Mapping[str, "ModelView"]
 
 # Tensors that old files carry and modules compute themselves: nothing is missed when a version has none.
 COMPUTED = re.compile(r"(^|\.)((attn|attention)\.(masked_)?bias|rotary_emb\.(inv_freq|cos_cached|sin_cached)|embeddings\.position_ids)$")
+TIED = ("lm_head.weight", "embed_out.weight")  # heads that files name though a tied model stores none
 LAST_ROLES = ("norm.final", "head", "pooler")
 
 
@@ -51,6 +53,7 @@ class Output:
 def lay_out(recipe: Recipe, views: Views) -> list[Output]:
     """The tensors of the result, sorted by name. Raises Incompatible for what is missing, BadParameter for settings that cannot work."""
     found = _whole(recipe, views) if recipe.whole else _stacked(recipe, views)
+    _check_filters(recipe, found)
     return sorted(found, key=lambda output: output.name)
 
 
@@ -124,6 +127,23 @@ def _check_weights(vote: bool, shared: Mapping[str, Any], each: Sequence[Mapping
     for density, epsilon in ((p["density"], p["epsilon"]) for p in each if "epsilon" in p):
         if density < 1 and not (density - epsilon > 0 and density + epsilon < 1):
             raise BadParameter(f"density {density:g} +/- epsilon {epsilon:g} must lie between 0 and 1", hint="take a smaller epsilon")
+
+
+def _check_filters(recipe: Recipe, outputs: Sequence[Output]) -> None:
+    """A filter that fits no tensor is a slip of the pen: what it was meant to set would silently take the default."""
+    names = {name for o in outputs for name in (o.name, *(part.tensor for part in o.parts))} | set(TIED)
+    scopes = [recipe.parameters]
+    scopes += [parameters for piece in recipe.slices for parameters in (piece.parameters, *(s.parameters for s in piece.sources))]
+    for setting, value in ((setting, scope[setting]) for scope in scopes for setting in scope):
+        for word in filters_of(value):
+            if not any(word in name for name in names):
+                known = sorted({part for name in names for part in name.split(".") if not part.isdigit()})
+                close = difflib.get_close_matches(word, known, 1)
+                hint = f"did you mean {close[0]}? " if close else ""
+                raise BadParameter(
+                    f"the filter {word!r} of {setting!r} fits no tensor of these versions",
+                    hint=f"{hint}words in use: {', '.join(known[:12])}",
+                )
 
 
 # --- slices ----------------------------------------------------------------------------------------------

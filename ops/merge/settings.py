@@ -8,7 +8,7 @@ the whole recipe, the default. What lies outside the layers (embeddings, last no
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from ...registry.errors import BadParameter
@@ -36,6 +36,13 @@ def _filtered(param: Param, conditions: Iterable[Mapping[str, Any]], name: str, 
         if wanted is None or wanted == "*" or wanted in name:
             return evaluate(param, condition["value"], name, t)
     return None
+
+
+def filters_of(setting: Any) -> Iterator[str]:
+    """The words by which a setting chooses tensors."""
+    for item in setting if isinstance(setting, list | tuple) else [setting]:
+        if isinstance(item, Mapping) and item.get("filter") not in (None, "*"):
+            yield item["filter"]
 
 
 def _gradient(param: Param, values: list[Any], t: float) -> Any:
