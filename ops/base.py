@@ -219,6 +219,13 @@ class Operation(ABC):
     def plan(self, view: ModelView) -> Plan:
         """What will be touched and what it costs. Reads names, shapes, config and data sizes, never a tensor."""
 
+    def preview(self, view: ModelView, run: Run) -> dict[str, Json]:
+        """What a dry run shows beyond the plan: may read tensors, run the model and report progress, and keeps nothing.
+
+        Joined to the plan's details. `run` computes what is not kept yet and forgets it again. Default: nothing.
+        """
+        return {}
+
     @abstractmethod
     def apply(self, view: ModelView, run: Run) -> Iterator[Change]:
         """Yield changes one tensor at a time; never mutates `view`."""

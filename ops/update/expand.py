@@ -1,8 +1,8 @@
-"""Method `expand`: new blocks that change nothing at first, and are all that is trained.
+"""Method `expand`: new blocks, and old ones that are chosen, are all that is trained.
 
 The result is built as a view (`ExpandedView`), so it is loaded by the same strict loader as any stored model: block numbers, caches and
 per-block settings come out right without touching a live module. Before training, the logits of parent and result are compared on a
-probe batch; a difference other than exactly 0 stops the run.
+probe batch; where new blocks are to change nothing at first (`zeros`), a difference other than exactly 0 stops the run.
 """
 
 from __future__ import annotations
@@ -16,12 +16,17 @@ import torch
 from torch import Tensor, nn
 
 from ...registry.errors import CheckFailed
-from ...registry.ids import blob_digest
-from ...registry.records import TensorEntry
+from ...registry.ids import record_digest
+from ...registry.records import TensorEntry, canonical
 from ..arch import Family, layer_of
 from ..base import Change, CopyTensor, SetFile, SetTensor
+from ..data.corpus import read_corpus
 from ..models import load_model, read_config, slot, state_names, torch_dtype
-from .layout import Layout, expandable, expanded_config, expanded_names, is_output, lay_out, sources_for
+from .growth import Growth, choose
+from .importance import measure
+from .inits import initial
+from .layout import Layout, expandable, expanded_config, expanded_names, known_blocks
+from .picture import block_facts
 
 if TYPE_CHECKING:
     from ...registry.view import ModelView
@@ -31,16 +36,15 @@ if TYPE_CHECKING:
 CONFIG = "config.json"
 KIND = "expansion-origin"
 PROBE_ROWS = 2
-RANKING_ROWS = 16
 
 
 class ExpandedView:
-    """The parent with new blocks put in, as a ModelView: tensors are copies or zeros, made when asked for."""
+    """The parent with new blocks put in, as a ModelView: their tensors are made when asked for (see `inits`)."""
 
     adapter = False
 
-    def __init__(self, parent: ModelView, family: Family, layout: Layout) -> None:
-        self.parent, self.family, self.layout = parent, family, layout
+    def __init__(self, parent: ModelView, family: Family, layout: Layout, init: str = "zeros", seed: int = 0) -> None:
+        self.parent, self.family, self.layout, self.init, self.seed = parent, family, layout, init, seed
         self.snapshot, self.snapshot_id = parent.snapshot, parent.snapshot_id
         self.origin = expanded_names(family, parent.names(), layout)
         text = (parent.file(CONFIG) or b"").decode("utf-8")
@@ -65,10 +69,7 @@ class ExpandedView:
 
     def tensor(self, name: str) -> Tensor:
         source, new = self.origin[name]
-        if new and is_output(self.family, source):
-            entry = self.parent.entry(source)
-            return torch.zeros(entry.shape, dtype=torch_dtype(entry.dtype))
-        return self.parent.tensor(source)
+        return initial(self.parent, self.family, source, name, self.init, self.seed) if new else self.parent.tensor(source)
 
     def file(self, path: str) -> bytes | None:
         return self.config_bytes if path == CONFIG else self.parent.file(path)
@@ -87,61 +88,83 @@ def _lists(parent: ModelView, family: Family) -> dict[str, list[Any]]:
 
 
 class Expand:
-    """The expanded module in fp32, with gradients for the new blocks only."""
+    """The module in fp32 with the new blocks put in, and gradients for them and for the old blocks that are tuned."""
 
     def __init__(self, op: Update, view: ModelView, run: Run, probe: Tensor) -> None:
-        layout = origin_table(op, view, run, probe)
-        family, _ = expandable(view)
-        self.view = ExpandedView(view, family, layout)
-        self.module = load_model(self.view, dtype=torch.float32)  # type: ignore[arg-type]  # a ModelView in all that loading asks
-        self.names = state_names(self.module, self.view)  # type: ignore[arg-type]
-        fresh = set(layout.new_blocks)
+        growth = growth_of(op, view, run)
+        family, _ = known_blocks(view)
+        self.parent, self.grown = view, bool(growth.layout.new_blocks)
+        expanded = ExpandedView(view, family, growth.layout, op.init, run.seed) if self.grown else None
+        self.view: ModelView = view if expanded is None else expanded  # type: ignore[assignment]  # a ModelView in all that loading asks
+        self.origin = {name: (name, False) for name in view.names()} if expanded is None else expanded.origin
+        self.module = load_model(self.view, dtype=torch.float32)
+        self.names = state_names(self.module, self.view)
+        trained = growth.trained()
         for name, parameter in self.module.named_parameters():
             place = layer_of(family, self.names.get(name, name))
-            parameter.requires_grad_(place is not None and place[0] in fresh)
-        run.record("insertion", insertion(view, self.view, probe, op))
+            parameter.requires_grad_(place is not None and place[0] in trained)
+        for key, value in block_facts(op, growth).items():
+            run.record(key, value)
+        if expanded is not None:
+            facts = insertion(view, expanded, probe, op)
+            run.record("insertion", facts)
+            if not facts["keeps_function"]:
+                moved = facts["max_logit_difference"]
+                run.note(f"--init {op.init} changes the model before any training (logits by up to {moved:.3g}); zeros would not")
 
     def changes(self) -> Iterator[Change]:
-        """SetTensor for the new blocks, CopyTensor for what only got another number, and config.json."""
-        trained = {stored: slot(self.module, name) for name, stored in self.names.items()}
-        for name, (source, new) in self.view.origin.items():
-            if new and isinstance(trained.get(name), nn.Parameter):
-                yield SetTensor(name, trained[name].detach().to("cpu", torch_dtype(self.view.entry(name).dtype)), base=source)
+        """SetTensor for what was trained, CopyTensor for what only got another number, and config.json where blocks were added."""
+        held = {stored: slot(self.module, name) for name, stored in self.names.items()}
+        for name, (source, new) in self.origin.items():
+            parameter = held.get(name)
+            if isinstance(parameter, nn.Parameter) and (new or parameter.requires_grad):
+                yield SetTensor(name, parameter.detach().to("cpu", torch_dtype(self.view.entry(name).dtype)), base=source)
             elif name != source:
                 yield CopyTensor(name, source)
-        yield SetFile(CONFIG, self.view.config_bytes)
+        if self.grown:
+            yield SetFile(CONFIG, self.view.file(CONFIG))
 
 
-def origin_table(op: Update, view: ModelView, run: Run, probe: Tensor) -> Layout:
-    """The layout of this run: an artifact, so that check and later transfers know which block came from where.
+def growth_of(op: Update, view: ModelView, run: Run) -> Growth:
+    """The plan of this run: an artifact, so that check, later transfers and a resumed run know the same one.
 
-    probe: rows int64 [n, seq_len] of the new text; read only when blocks are placed by importance.
+    Raises BadParameter and Incompatible where the model or the options do not allow it.
     """
-    family, blocks = expandable(view)
-    probe = probe[:RANKING_ROWS]
+    _, blocks = expandable(view) if op.grows else known_blocks(view)
 
     def compute() -> bytes:
-        angles = angular_distances(view, family, blocks, probe) if op.where == "importance" else None
-        sources = sources_for(op.where, blocks, op.expand, rank(angles) if angles else None)
-        return json.dumps({"origin": lay_out(blocks, sources).origin, "angular_distances": angles}).encode()
+        found = measure(op, view, run) if op.measures_blocks else None
+        return json.dumps(choose(op, blocks, found).to_json()).encode()
 
-    read = f"/{blob_digest(probe.numpy().tobytes())}" if op.where == "importance" else ""
-    stored = json.loads(run.artifact(KIND, f"{view.snapshot_id}/{op.expand}/{op.where}{read}", compute))
-    return Layout(tuple((source, new) for source, new in stored["origin"]))
+    return Growth.from_json(json.loads(run.artifact(KIND, f"{view.snapshot_id}/{_decided_by(op, run)}", compute)))
+
+
+def _decided_by(op: Update, run: Run) -> str:
+    """A digest of everything that the plan is a function of, beside the model."""
+    asked: list[Any] = [op.expand, op.where, op.tune, op.source]
+    if op.measures_blocks:
+        files = [op.data, *(replay.path for replay in op.replays if replay.path is not None)]
+        asked += [op.rank, op.token, op.seq_len, op.batch, op.holdout, op.dedup, run.seed, *(read_corpus(f).record.digest for f in files)]
+    return record_digest("mlc.growth.v1", canonical(asked))
 
 
 @torch.no_grad()
 def insertion(parent: ModelView, result: ExpandedView, probe: Tensor, op: Update) -> dict[str, Any]:
-    """Equality evidence: largest |logit difference| on the probe, in the stored dtype. Raises CheckFailed when it is not exactly 0."""
+    """How new blocks change the model before training: largest |logit difference| on the probe, in the stored dtype.
+
+    For `zeros` that is evidence of equality: CheckFailed when it is not exactly 0. The other ways change the function by design.
+    """
     before = load_model(parent)(input_ids=probe[:PROBE_ROWS], use_cache=False).logits
     after = load_model(result)(input_ids=probe[:PROBE_ROWS], use_cache=False).logits  # type: ignore[arg-type]
     difference = (after.float() - before.float()).abs().max().item()
-    if difference != 0:
+    if difference != 0 and op.init == "zeros":
         raise CheckFailed(
             f"the new blocks changed the model before any training (largest logit difference {difference:.3g})",
             hint="train without --expand; this model's blocks are not plain residual blocks",
         )
     return {
+        "init": op.init,
+        "keeps_function": op.init == "zeros",
         "max_logit_difference": difference,
         "probe_tokens": before.shape[0] * before.shape[1],
         "dtype": str(before.dtype).removeprefix("torch."),
@@ -151,41 +174,19 @@ def insertion(parent: ModelView, result: ExpandedView, probe: Tensor, op: Update
     }
 
 
-@torch.no_grad()
-def angular_distances(view: ModelView, family: Family, blocks: int, rows: Tensor) -> list[float]:
-    """Mean over all tokens of arccos(cos(h_in, h_out)) / pi per block, in fp32 (2403.17887 with span 1; LLM-ADE's importance).
-
-    Forward hooks on the blocks, because `output_hidden_states` gives the last state behind the final norm.
-    """
-    module = load_model(view, dtype=torch.float32)
-    angles = [0.0] * blocks
-
-    def hook(number: int) -> Any:
-        def measure(_: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            entering = inputs[0] if inputs else kwargs["hidden_states"]
-            leaving = output[0] if isinstance(output, tuple) else output
-            cosine = nn.functional.cosine_similarity(entering.float(), leaving.float(), dim=-1)
-            angles[number] = (cosine.clamp(-1, 1).arccos() / torch.pi).mean().item()
-
-        return measure
-
-    for i in range(blocks):
-        block = module.get_submodule((family.prefix + family.block.format(i=i)).rstrip("."))
-        block.register_forward_hook(hook(i), with_kwargs=True)
-    module(input_ids=rows, use_cache=False)
-    return angles
-
-
-def rank(angles: list[float]) -> list[int]:
-    """Blocks by falling angle, the first left out: it rewrites the embedding and would always win."""
-    return sorted(range(1, len(angles)), key=lambda i: -angles[i])
-
-
-def check_old_tensors(before: ModelView, after: ModelView, layout: Layout) -> dict[str, Any]:
-    """How many old tensors are the same to the bit under their new names. Raises CheckFailed naming the first that is not."""
-    family, _ = expandable(before)
-    old = {name: source for name, (source, new) in expanded_names(family, before.names(), layout).items() if not new}
+def check_old_tensors(before: ModelView, after: ModelView, growth: Growth) -> dict[str, Any]:
+    """How many frozen tensors are the same to the bit under their new names. Raises CheckFailed naming the first that is not."""
+    family, _ = known_blocks(before)
+    tuned = set(growth.tuned)
+    origin = expanded_names(family, before.names(), growth.layout)
+    old = {name: source for name, (source, new) in origin.items() if not new and _block(family, source) not in tuned}
     for name, source in old.items():
         if after.entry(name).digest != before.entry(source).digest:
             raise CheckFailed(f"{source} was to stay as it is, and {name} holds something else")
-    return {"old_tensors_unchanged": len(old), "new_tensors": len(after.names()) - len(old)}
+    counts = {"old_tensors_unchanged": len(old), "new_tensors": len(after.names()) - len(before.names())}
+    return {**counts, "tuned_tensors": len(before.names()) - len(old)} if tuned else counts
+
+
+def _block(family: Family, name: str) -> int | None:
+    place = layer_of(family, name)
+    return None if place is None else place[0]

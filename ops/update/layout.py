@@ -1,7 +1,8 @@
 """Where new blocks go and what everything is called afterwards. Pure Python: plans, names and configs, no tensor.
 
 Block expansion after LLaMA Pro (Wu et al., 2401.02415): a new block is a copy of the block before it whose two output projections are
-zero, so that it adds exactly nothing until it is trained.
+zero, so that it adds exactly nothing until it is trained. `stack-side` is the layout of SOLAR (Kim et al., 2312.15166) as DLO (2407.11030)
+uses it: the blocks in the middle stand twice, one run behind the other.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from ..arch.configs import edit_json
 if TYPE_CHECKING:
     from ...registry.view import ModelView
 
-PLACES = ("interleave", "append", "importance")
+PLACES = ("interleave", "append", "importance", "stack-side")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,16 @@ def spread(blocks: int, count: int) -> tuple[int, ...]:
     return tuple(-(-k * blocks // count) - 1 for k in range(1, count + 1))
 
 
+def stack_side(blocks: int, count: int) -> Layout:
+    """The `count` blocks in the middle once more behind themselves, as one run. Raises BadParameter for more than there are."""
+    if count > blocks:
+        raise BadParameter(f"stack-side repeats at most the {blocks} blocks that there are, not {count}", hint="--where interleave")
+    low = (blocks - count) // 2
+    high = low + count
+    once = [(i, False) for i in range(blocks)]
+    return Layout((*once[:high], *((i, True) for i in range(low, high)), *once[high:]))
+
+
 def explicit(where: str) -> tuple[int, ...] | None:
     """The block numbers in `--where 1,3`; None for a named place. Raises BadParameter for anything else."""
     if where in PLACES:
@@ -79,20 +90,33 @@ def sources_for(where: str, blocks: int, count: int, ranking: Sequence[int] | No
     return spread(blocks, count)
 
 
-def expandable(view: ModelView) -> tuple[Family, int]:
-    """(family, number of blocks) of a view that can be expanded; raises Incompatible with the reason when it cannot."""
+def layout_for(where: str, blocks: int, count: int, ranking: Sequence[int] | None = None) -> Layout:
+    """The layout with `count` new blocks; see `sources_for`. Raises BadParameter."""
+    if where == "stack-side":
+        return stack_side(blocks, count)
+    return lay_out(blocks, sources_for(where, blocks, count, ranking))
+
+
+def known_blocks(view: ModelView) -> tuple[Family, int]:
+    """(family, number of blocks) of a language model whose blocks can be told apart. Raises Incompatible with the reason."""
     family = family_of(view.config)
     if family is None or not family.causal:
         kind = (view.config or {}).get("model_type")
         raise Incompatible(f"blocks can be added to Llama, Mistral, Qwen, GPT-2 and NeoX models; this one is {kind or 'of unknown type'}")
     if view.adapter:
         raise Incompatible("this version is an adapter: blocks are added to whole models", hint="`mlc update` it in full first")
-    for key, value, reason in family.refuses:
-        if (view.config or {}).get(key) == value:
-            raise Incompatible(f"blocks cannot be added: with {key}, {reason}")
     blocks = blocks_of(family, view.names())
     if not blocks:
         raise Incompatible("the model has no blocks under the names of its family")
+    return family, blocks
+
+
+def expandable(view: ModelView) -> tuple[Family, int]:
+    """(family, number of blocks) of a view that can be expanded; raises Incompatible with the reason when it cannot."""
+    family, blocks = known_blocks(view)
+    for key, value, reason in family.refuses:
+        if (view.config or {}).get(key) == value:
+            raise Incompatible(f"blocks cannot be added: with {key}, {reason}", hint="`--tune K` trains the blocks that are there")
     _check_complete(family, view, blocks)
     return family, blocks
 

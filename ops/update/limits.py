@@ -30,7 +30,7 @@ def row_length(op: Update, view: ModelView) -> int:
 def default_rate(parameters: int, method: str) -> float:
     """Peak rate when none is given: 5e-4 at a quarter of a million parameters, falling as N^-0.3 (about 4e-5 at 1 B, 2e-5 at 7 B).
 
-    New blocks and adapters take three times that: they start from zero output and cannot damage old weights (llm-ade card).
+    New blocks, chosen blocks and adapters take three times that: most weights stay as they are, and few carry the change.
     """
     rate = 5e-4 * min(1.0, (260_000 / max(parameters, 1)) ** 0.3)
     return float(f"{rate * (1 if method == 'full' else 3):.2g}")

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from ..arch import layer_of
 from ..base import Plan
 from ..data.corpus import read_corpus
-from .layout import expandable, expanded_names, lay_out, sources_for
+from .growth import fits_ranking, rankable
+from .layout import Layout, expandable, expanded_names, known_blocks, lay_out, layout_for
 from .limits import default_rate, row_length
 
 if TYPE_CHECKING:
@@ -58,22 +59,36 @@ def _reach(op: Update, view: ModelView) -> tuple[tuple[str, ...], int, int, str]
     """(names that may change, trained elements, bytes written, what is trained in words)."""
     if op.lora is not None:
         return _adapter_reach(op, view)
-    if op.expand:
-        return _expanded_reach(op, view)
+    if op.method in ("expand", "tune"):
+        return _grown_reach(op, view)
     names = tuple(n for n in view.names() if view.entry(n).dtype in FLOATS)
     return names, _count(view, names), _bytes(view, names), "every tensor"
 
 
-def _expanded_reach(op: Update, view: ModelView) -> tuple[tuple[str, ...], int, int, str]:
-    family, blocks = expandable(view)
-    # Which blocks importance will choose is not known before a forward pass: then every block may get another number.
-    sources = sources_for("interleave" if op.where == "importance" else op.where, blocks, op.expand)
-    origin = expanded_names(family, view.names(), lay_out(blocks, sources))
+def _grown_reach(op: Update, view: ModelView) -> tuple[tuple[str, ...], int, int, str]:
+    """New blocks and tuned ones. What importance will choose is not known before a forward: then any block may change or be renumbered."""
+    family, blocks = expandable(view) if op.grows else known_blocks(view)
+    fits_ranking(op, blocks)
+    count = op.new_blocks(blocks)
+    guess = layout_for("interleave" if op.where == "importance" else op.where, blocks, count) if count else lay_out(blocks, ())
+    origin = expanded_names(family, view.names(), guess)
     fresh = [source for source, new in origin.values() if new]
-    moved = tuple(n for n, (source, new) in origin.items() if new or n != source)
-    if op.where == "importance":
+    tuned = _tuned(op, blocks, guess)
+    if op.measures_blocks or tuned:
         moved = tuple(n for n in origin if layer_of(family, n) is not None)
-    return moved, _count(view, fresh), _bytes(view, fresh), f"{op.expand} new block{'s' if op.expand > 1 else ''}"
+    else:
+        moved = tuple(n for n, (source, new) in origin.items() if new or n != source)
+    old = f"{(parts := len(tuned))} old block{'s' if parts > 1 else ''}" if tuned else ""
+    what = " and ".join(part for part in (f"{count} new block{'s' if count > 1 else ''}" if count else "", old) if part)
+    held = [n for n in view.names() if (place := layer_of(family, n)) is not None and place[0] in tuned]
+    return moved, _count(view, fresh) + _count(view, held), _bytes(view, fresh) + _bytes(view, held), what
+
+
+def _tuned(op: Update, blocks: int, guess: Layout) -> frozenset[int]:
+    """As many old blocks as will be trained; blocks are alike, so which ones does not change what it costs."""
+    sources = {source for source, new in guess.origin if new} if op.source == "tuned" else set()
+    others = [i for i in rankable(blocks) if i not in sources]
+    return frozenset(sources) | frozenset(others[: op.tune])
 
 
 def _adapter_reach(op: Update, view: ModelView) -> tuple[tuple[str, ...], int, int, str]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...registry.records import InputRecord
 from ..data import Marks, Mixture, Source, pack, read_corpus
+from ..data.duplicates import read_thinned
 from ..models import load_core_tokenizer, special_tokens
 from .limits import row_length
 from .options import Replay
@@ -42,7 +43,7 @@ def prepare(op: Update, view: ModelView, run: Run) -> Prepared:
     core = load_core_tokenizer(view)
     special = special_tokens(view, core)
     marks = Marks(*(core.token_to_id(special[k]) if k in special else None for k in ("bos_token", "eos_token")))
-    corpus = read_corpus(op.data)
+    corpus = read_thinned(op.data, op.dedup)
     packed = pack(corpus, core, marks, length, holdout=op.holdout, least=op.batch)
     inputs = [corpus.record]
     sources = [Source("data", packed.train, 1 - sum(r.share for r in op.replays))]
@@ -60,6 +61,16 @@ def prepare(op: Update, view: ModelView, run: Run) -> Prepared:
     held = packed.held if len(packed.held) else packed.train
     mixture = Mixture(sources, batch=op.batch, seed=run.seed)
     return Prepared(mixture, evenly(held), len(packed.held) > 0, old, tuple(inputs), packed.tokens)
+
+
+def old_rows(rows: Prepared, view: ModelView, run: Run, count: int) -> Tensor:
+    """Old text, int64 [n, seq_len]: the rows of the first replay source, else `count` that the model itself sampled."""
+    if len(rows.mixture.sources) > 1:
+        return rows.mixture.sources[1].rows
+    core = load_core_tokenizer(view)
+    special = special_tokens(view, core)
+    first = Marks(*(core.token_to_id(special[k]) if k in special else None for k in ("bos_token", "eos_token"))).first
+    return sampled_rows(view, run, count=count, length=rows.mixture.seq_len, first=first)[0]
 
 
 def rows_needed(op: Update, replay: Replay) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -14,15 +14,18 @@ from ...registry.errors import Incompatible
 from ..base import Change, Check, Run
 from ..data.corpus import read_corpus
 from ..data.identity import KIND, documents, identities
-from ..engine import LocalEngine, Objective, TrainSettings
+from ..engine import Attached, LocalEngine, Objective, TrainSettings
 from ..engine.local import language_loss, mean_loss, placed, threads
 from ..models import load_model, read_config
-from .expand import Expand, check_old_tensors, origin_table
+from .expand import Expand, check_old_tensors, growth_of
 from .full import Full
 from .limits import default_rate
 from .lora import Lora
-from .objective import SelfDistilled
+from .objective import SelfTaught, UpdateLoss
+from .picture import count_duplicates
 from .precision import choose_precision
+from .protect import Anchored, protection
+from .riders import Ema, riders
 from .rows import Prepared, prepare
 
 if TYPE_CHECKING:
@@ -50,13 +53,20 @@ def apply(op: Update, view: ModelView, run: Run) -> Iterator[Change]:
     for record in rows.inputs:
         run.input(record)
     _leave_documents(op, run)
+    count_duplicates(op, run)
     if not rows.spared and op.holdout:
         run.note("the data is too small to hold a part out: the check measures rows that were trained on")
     method = _method(op, view, run, rows)
     settings = resolve(op, view, run)
-    objective = _objective(op, view)
-    outcome = LocalEngine().train(method.module, rows.mixture, settings, run, objective=objective)
+    objective = _objective(op, view, run, rows)
+    kept = protection(op, view, run, rows, method.module, settings.lr)
+    if kept.pulls:
+        objective = Anchored(objective, method.module, kept.pulls)
+    along = riders(op, method.module, run.seed)
+    outcome = LocalEngine().train(method.module, rows.mixture, settings, run, objective=objective, masks=kept.masks, attached=along)
     run.record("training", _facts(op, settings, rows, outcome, method.module))
+    if controls := _controls(kept.facts, along):
+        run.record("controls", controls)
     yield from method.changes()
 
 
@@ -71,14 +81,20 @@ def _leave_documents(op: Update, run: Run) -> None:
 def _method(op: Update, view: ModelView, run: Run, rows: Prepared) -> Method:
     if op.lora is not None:
         return Lora(op.lora, view, run.seed)
-    return Expand(op, view, run, rows.held) if op.expand else Full(view)
+    return Full(view) if op.method == "full" else Expand(op, view, run, rows.held)
 
 
-def _objective(op: Update, view: ModelView) -> Objective:
-    own = next((n for n, r in enumerate(op.replays, start=1) if r.path is None), None)
+def _objective(op: Update, view: ModelView, run: Run, rows: Prepared) -> Objective:
+    """The loss on a batch without the pulls on the weights, which wrap it; `objective.py` says what lies over what."""
+    own = next((n for n, r in enumerate(op.replays, start=1) if r.distilled), None)
     if own is None:
         return language_loss
-    return SelfDistilled(placed(load_model(view, dtype=torch.float32)), own)
+    return UpdateLoss(taught=SelfTaught(placed(load_model(view, dtype=torch.float32)), own))
+
+
+def _controls(protected: dict[str, Any], along: Sequence[Attached]) -> dict[str, Any]:
+    means = {"ema": rider.facts() for rider in along if isinstance(rider, Ema)}
+    return {**protected, **means}
 
 
 def require_language_model(view: ModelView) -> None:
@@ -139,8 +155,8 @@ def check(op: Update, before: ModelView, after: ModelView, run: Run) -> Check:
     }
     if rows.old:
         values["replay"] = {k: {"loss_before": was[f"old {k}"], "loss_after": now[f"old {k}"]} for k in rows.old}
-    if op.expand:
-        values["expansion"] = check_old_tensors(before, after, origin_table(op, before, run, rows.held))
+    if op.method in ("expand", "tune"):
+        values["expansion"] = check_old_tensors(before, after, growth_of(op, before, run))
     if was["data"] is not None and now["data"] is not None and now["data"] < was["data"]:
         return Check(True, values)
     reason = f"the loss on the {values['measured_on']} did not fall ({_said(was['data'])} before, {_said(now['data'])} after)"

@@ -1,4 +1,4 @@
-"""`update`: continual pretraining of a language model on new text. Full, by new blocks only (`expand`), or as a LoRA adapter.
+"""`update`: continual pretraining of a language model on new text. Full, by new or chosen blocks (`expand`, `tune`), or as a LoRA adapter.
 
 The dataclass is the whole surface: options, recipe keys and audit record. It imports no torch, so that `--help` stays light; the work
 is done by the rooms beside it. Replay mixes old text in at fixed shares (forgetting-controls: the strongest cheap control; total
@@ -10,18 +10,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ...registry.errors import BadParameter
 from ..base import Change, Check, Expectations, Operation, Plan, Run, option
-from .layout import explicit
-from .options import Adapter, Replay, parse_adapter, parse_replay
+from .growth import check_growth
+from .options import Adapter, Replay, check_controls, parse_adapter, parse_ema, parse_protect, parse_replay
 
 if TYPE_CHECKING:
     from ...registry.view import ModelView
 
 DECAYS = ("cosine", "linear", "constant", "wsd")
 PRECISIONS = ("auto", "fp32", "bf16")
+DEDUPS = ("none", "exact", "near")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +39,25 @@ class Update(Operation):
     batch: int = option(8, help="rows per micro-batch")
     seq_len: int | None = option(None, help="tokens per row (default: 128, or the model's context where that is shorter)")
     expand: int = option(0, help="add N blocks that change nothing at first, and train only them")
-    where: str = option("interleave", help="where new blocks go: interleave, append, importance, or block numbers such as 1,3")
-    replay: tuple[str, ...] = option((), help="FILE:RATIO or self:RATIO: share of the rows taken from old text, or from the model itself")
+    where: str = option(
+        "interleave",
+        help="where new blocks go: interleave, append, stack-side, block numbers such as 1,3, or importance: behind the blocks that turn "
+        "the new text most (alone: an eighth as many as there are)",
+    )
+    tune: int = option(0, help="train the K most important blocks, alone or beside new ones, and freeze the others", metavar="K")
+    source: str = option("frozen", help="the block that a new one was copied from: frozen or tuned")
+    init: str = option("zeros", help="new blocks begin as zeros, copy, random, merge-linear or merge-slerp; only zeros changes nothing")
+    rank: str = option("new", help="importance is the angle on new text (new), or minus that on old text (difference)")
+    token: str = option("mean", help="importance is measured over all tokens (mean) or at the last one of a row (last)")
+    dedup: str = option("none", help="duplicates in the data are counted (none) or left out: exact, or near as well")
+    replay: tuple[str, ...] = option((), help="FILE:RATIO, self:RATIO or sample:RATIO: share of the rows taken from old text, or from the model itself")
+    protect: str = option("none", help="what must stay is kept by: spu, ewc, hle, l2sp, or several with commas between")
+    protect_rate: float = option(0.1, help="share of the first MLP matrices that --protect spu lets move")
+    protect_weight: float | None = option(None, help="how strong ewc, hle and l2sp pull back (default: by method)")
+    ema: str = option("none", help="the result is a mean over the run: dynamic, paper, or the share of the new weights, such as 0.01")
+    blend: float = option(1.0, help="the result lies this share of the way from the parent to what was trained")
+    renew_embeddings: int = option(0, help="draw the token embedding anew at first and every N steps: for a new language; 0 for never")
+    begin: str = option("weights", flag="--from", help="weights, or stable: go on from before the rate of the last run fell")
     adapter: str | None = option(None, help="lora:R or lora:R:ALPHA: train an adapter instead of the weights")
     holdout: float = option(0.05, help="share of the data that is measured and not trained on")
     warmup: float = option(0.1, help="share of the steps in which the rate rises")
@@ -55,7 +73,6 @@ class Update(Operation):
         for flag, value in (("steps", self.steps), ("batch", self.batch), ("grad-accum", self.grad_accum)):
             _require(value >= 1, f"--{flag} must be at least 1, not {value}")
         _require(self.seq_len is None or self.seq_len >= 2, f"--seq-len must be at least 2, not {self.seq_len}")
-        _require(self.expand >= 0, f"--expand must not be negative, it is {self.expand}")
         _require(self.save_every >= 0, f"--save-every must not be negative, it is {self.save_every}")
         _require(self.lr is None or (math.isfinite(self.lr) and self.lr > 0), f"--lr must be a positive number, not {self.lr}")
         _require(0 <= self.holdout <= 0.5, f"--holdout is a share from 0 to 0.5, not {self.holdout}")
@@ -64,12 +81,11 @@ class Update(Operation):
         _require(0 <= self.weight_decay < 1, f"--weight-decay is from 0 to 1, not {self.weight_decay}")
         _require(self.decay in DECAYS, f"--decay is one of {', '.join(DECAYS)}, not {self.decay!r}")
         _require(self.precision in PRECISIONS, f"--precision is one of {', '.join(PRECISIONS)}, not {self.precision!r}")
-        _require(not (self.expand and self.adapter), "--expand and --adapter cannot be combined", "expand first, then train an adapter")
-        numbers = explicit(self.where)
-        fits = numbers is None or not self.expand or len(numbers) == self.expand
-        _require(fits, f"--where {self.where} does not name {self.expand} blocks")
+        _require(self.dedup in DEDUPS, f"--dedup is one of {', '.join(DEDUPS)}, not {self.dedup!r}")
+        check_growth(self)
         parse_replay(self.replay)
         parse_adapter(self.adapter)
+        check_controls(self)
 
     # --- what the options mean ---
 
@@ -79,14 +95,38 @@ class Update(Operation):
         return parse_replay(self.replay)
 
     @property
+    def protections(self) -> tuple[str, ...]:
+        """The methods of `protect`, parsed."""
+        return parse_protect(self.protect)
+
+    @property
+    def averaging(self) -> str | float:
+        """What `ema` asks for, parsed."""
+        return parse_ema(self.ema)
+
+    @property
     def lora(self) -> Adapter | None:
         """The adapter to train, parsed."""
         return parse_adapter(self.adapter)
 
     @property
-    def method(self) -> Literal["full", "expand", "lora"]:
+    def grows(self) -> bool:
+        """Whether blocks are added: asked for by number, or left to importance."""
+        return self.expand > 0 or (self.where == "importance" and not self.tune and not self.adapter)
+
+    @property
+    def measures_blocks(self) -> bool:
+        """Whether the plan of blocks needs their importance, which needs a forward."""
+        return self.tune > 0 or (self.grows and self.where == "importance")
+
+    def new_blocks(self, blocks: int) -> int:
+        """How many blocks are added to a model of `blocks`: the number asked for, else an eighth of them, at least one."""
+        return self.expand or (max(1, blocks // 8) if self.grows else 0)
+
+    @property
+    def method(self) -> Literal["full", "expand", "tune", "lora"]:
         """Which parameters are trained."""
-        return "expand" if self.expand else "lora" if self.adapter else "full"
+        return "expand" if self.grows else "tune" if self.tune else "lora" if self.adapter else "full"
 
     def output_kind(self) -> Literal["model", "adapter"]:
         return "adapter" if self.adapter else "model"
@@ -97,6 +137,11 @@ class Update(Operation):
         from .planning import plan
 
         return plan(self, view)
+
+    def preview(self, view: ModelView, run: Run) -> dict[str, Any]:
+        from .picture import preview
+
+        return preview(self, view, run)
 
     def apply(self, view: ModelView, run: Run) -> Iterator[Change]:
         from .session import apply

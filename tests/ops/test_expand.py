@@ -10,8 +10,10 @@ import torch
 
 from mlc.ops.base import CopyTensor, SetFile, SetTensor
 from mlc.ops.models import load_model
-from mlc.ops.update.expand import Expand, ExpandedView, angular_distances, check_old_tensors, insertion, rank
-from mlc.ops.update.layout import expandable, expanded_names, explicit, lay_out, sources_for, spread
+from mlc.ops.update.expand import Expand, ExpandedView, check_old_tensors, insertion
+from mlc.ops.update.growth import Growth
+from mlc.ops.update.inits import slerp
+from mlc.ops.update.layout import expandable, expanded_names, explicit, lay_out, layout_for, sources_for, spread
 from mlc.ops.update.train import Update
 from mlc.registry.errors import BadParameter, CheckFailed, Incompatible
 from mlc.tests.factories import tiny_model
@@ -43,9 +45,9 @@ def models(tmp_path_factory):
     return get
 
 
-def expanded(view, sources):
+def expanded(view, sources, init="zeros", seed=0):
     family, blocks = expandable(view)
-    return ExpandedView(view, family, lay_out(blocks, sources))
+    return ExpandedView(view, family, lay_out(blocks, sources), init, seed)
 
 
 def logits(view, ids=IDS):
@@ -178,6 +180,26 @@ def test_interleaving_spreads_evenly_and_is_llama_pros_where_it_divides(blocks, 
     assert lay_out(blocks, sources).new_blocks == new
 
 
+@pytest.mark.parametrize(
+    ("blocks", "count", "origin"),
+    [
+        (4, 2, [0, 1, 2, "1", "2", 3]),
+        (5, 1, [0, 1, 2, "2", 3, 4]),
+        (6, 4, [0, 1, 2, 3, 4, "1", "2", "3", "4", 5]),
+        (2, 2, [0, 1, "0", "1"]),
+    ],
+)
+def test_stack_side_repeats_the_middle_as_one_run(blocks, count, origin):
+    layout = layout_for("stack-side", blocks, count)
+    assert layout.origin == tuple((int(entry), isinstance(entry, str)) for entry in origin)
+    assert sorted(layout.old_index()) == list(range(blocks))
+
+
+def test_stack_side_cannot_repeat_more_blocks_than_there_are():
+    with pytest.raises(BadParameter, match="at most the 3 blocks"):
+        layout_for("stack-side", 3, 4)
+
+
 def test_other_places():
     assert sources_for("append", 5, 2) == (4, 4)
     assert sources_for("importance", 5, 2, ranking=[3, 1, 2, 4]) == (1, 3)
@@ -193,23 +215,69 @@ def test_places_that_do_not_exist_are_refused(where, blocks, count):
         sources_for(where, blocks, count, ranking=list(range(1, blocks)))
 
 
-def test_importance_is_the_angle_between_what_enters_a_block_and_what_leaves_it(models):
-    view = models("llama")
+# --- how new blocks begin ---
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_only_zeros_keeps_the_function(models, case, dtype):
+    view, run = models(case, dtype), MemoryRun()
     family, blocks = expandable(view)
-    angles = angular_distances(view, family, blocks, IDS)
-    with torch.no_grad():
-        states = load_model(view)(input_ids=IDS, output_hidden_states=True).hidden_states
-    first = torch.cosine_similarity(states[0], states[1], dim=-1).arccos().mean() / torch.pi
-    assert angles[0] == pytest.approx(first.item(), abs=1e-6)
-    assert all(0 < a < 1 for a in angles)
-    assert rank([0.9, 0.1, 0.3, 0.2]) == [2, 3, 1]
+    layout = layout_for("stack-side", blocks, 2)
+    assert torch.equal(logits(ExpandedView(view, family, layout)), logits(view))
+    for init in ("copy", "random", "merge-linear", "merge-slerp"):
+        result = ExpandedView(view, family, layout, init)
+        facts = insertion(view, result, IDS, op(init=init))
+        assert facts["init"] == init
+        assert facts["keeps_function"] is False
+        assert facts["max_logit_difference"] > 0
+        old = {name: source for name, (source, new) in result.origin.items() if not new}
+        assert all(torch.equal(result.tensor(name), view.tensor(source)) for name, source in old.items())
+    assert run.notes == []
 
 
-@pytest.mark.parametrize("case", ["gpt2", "neox", "qwen3-sliding"])
-def test_every_family_can_be_ranked(models, case):
+@pytest.mark.parametrize("case", ["llama-untied-biases", "gpt2", "neox"])
+def test_a_new_block_holds_what_its_way_says(models, case):
     view = models(case)
-    family, blocks = expandable(view)
-    assert len(angular_distances(view, family, blocks, IDS)) == blocks
+    for init in ("copy", "merge-linear", "merge-slerp", "random"):
+        result = expanded(view, (2,), init)
+        for name in (n for n, (_, new) in result.origin.items() if new):
+            got, here = result.tensor(name), view.tensor(result.origin[name][0])
+            before = view.tensor(result.origin[name][0].replace(".2.", ".1.", 1))
+            assert got.shape == here.shape
+            assert got.dtype == here.dtype
+            if init == "copy":
+                assert torch.equal(got, here)
+            elif init == "merge-linear":
+                assert torch.equal(got, (here + before) / 2)
+            elif init == "merge-slerp":
+                assert torch.allclose(got, slerp(here, before), rtol=0, atol=0)
+            elif got.dim() == 2:
+                assert 0 < got.std() < 0.03
+            else:
+                gain = name.endswith("weight") and any(word in name for word in ("norm", ".ln_"))
+                assert set(got.tolist()) == {1.0 if gain else 0.0}
+
+
+def test_the_first_block_has_none_before_it_and_is_copied(models):
+    view = models("llama")
+    result = expanded(view, (0,), "merge-linear")
+    assert torch.equal(result.tensor("model.layers.1.mlp.up_proj.weight"), view.tensor("model.layers.0.mlp.up_proj.weight"))
+
+
+def test_random_blocks_differ_by_seed_and_place_and_repeat(models):
+    view, name, other = models("llama"), "model.layers.1.mlp.up_proj.weight", "model.layers.2.mlp.up_proj.weight"
+    one = expanded(view, (0, 0), "random", seed=1)
+    assert torch.equal(one.tensor(name), expanded(view, (0, 0), "random", seed=1).tensor(name))
+    assert not torch.equal(one.tensor(name), expanded(view, (0, 0), "random", seed=2).tensor(name))
+    assert not torch.equal(one.tensor(name), one.tensor(other))
+
+
+def test_halfway_on_the_arc_keeps_the_length_and_falls_back_to_the_line():
+    a, b = torch.tensor([3.0, 0.0]), torch.tensor([0.0, 3.0])
+    assert torch.allclose(slerp(a, b), torch.tensor([3.0, 3.0]) / 2**0.5)
+    assert torch.equal(slerp(a, 2 * a), 1.5 * a)
+    assert torch.equal(slerp(torch.zeros(2), b), b / 2)
 
 
 # --- what is trained and what is written ---
@@ -240,6 +308,8 @@ def test_changes_copy_what_moved_set_what_is_new_and_edit_the_config(models):
     assert after.config == {**view.config, "num_hidden_layers": 5}
     assert torch.equal(logits(after), logits(view))
     assert run.records["insertion"] == {
+        "init": "zeros",
+        "keeps_function": True,
         "max_logit_difference": 0.0,
         "probe_tokens": 48,
         "dtype": "float32",
@@ -253,12 +323,12 @@ def test_old_tensors_are_compared_by_digest_under_their_new_names(models):
     view = models("llama")
     after = view.after(Expand(op(where="1"), view, MemoryRun(), IDS).changes())
     layout = lay_out(4, (1,))
-    assert check_old_tensors(view, after, layout) == {"old_tensors_unchanged": 38, "new_tensors": 9}
+    assert check_old_tensors(view, after, Growth(layout)) == {"old_tensors_unchanged": 38, "new_tensors": 9}
     family, _ = expandable(view)
     assert len(expanded_names(family, view.names(), layout)) == len(after.names())
     touched = after.after([SetTensor("model.layers.4.mlp.up_proj.weight", torch.zeros(32, 16))])
     with pytest.raises(CheckFailed, match="was to stay as it is"):
-        check_old_tensors(view, touched, layout)
+        check_old_tensors(view, touched, Growth(layout))
 
 
 def test_per_block_settings_follow_their_blocks(models):
@@ -298,7 +368,10 @@ def test_the_stored_config_keeps_every_other_byte(models):
 @pytest.mark.parametrize("name", ["stories260k", "facts-deep"])
 def test_real_models_expand_without_a_bit_of_difference(material, name):
     view = MemoryView.of(material / "models" / name)
-    for where in ("interleave", "append", "importance"):
+    text = str(material / "data" / "oz" / "oz-train.txt")
+    for where in ("interleave", "append", "stack-side", "importance"):
         run = MemoryRun()
-        Expand(op(where=where), view, run, torch.randint(3, 500, (2, 64), generator=torch.Generator().manual_seed(1)))
+        Expand(
+            Update(data=text, expand=1, where=where), view, run, torch.randint(3, 500, (2, 64), generator=torch.Generator().manual_seed(1))
+        )
         assert run.records["insertion"]["max_logit_difference"] == 0.0
