@@ -1,4 +1,7 @@
-"""The loss of an update: next-token cross-entropy, and on self-sampled rows the parent's whole distribution instead of its sample.
+"""The loss of an update, in the order in which its parts are laid over each other:
+
+1. next-token cross-entropy of every row; 2. weights of the rows (`weigh`); 3. on self-sampled rows the parent's whole distribution instead
+of their text (`SelfTaught`); 4. further terms on the same logits (`terms`); 5. pulls on the weights (`protect.Anchored`, around all this).
 
 A row sampled from the parent carries, at every position, one draw from a distribution that the parent can simply be asked for. Taking
 KL(parent || model) there has the same expected gradient as cross-entropy on the draw, without its variance, for the price of a forward
@@ -7,6 +10,8 @@ pass of the parent on those rows.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,26 +26,48 @@ if TYPE_CHECKING:
 # parent's: cross-entropy on the draws 0.298 / 1.143; divergence with weight 1: 0.287 / 1.128, 2: 0.296 / 1.090, 4: 0.311 / 1.064.
 PULL = 2.0
 
+# Mean loss of each row [n] fp32, no gradient -> weights [n] fp32 with mean 1 (so that equal weights change nothing).
+Weigh = Callable[[Tensor], Tensor]
+# (module, batch, logits [B, T, vocabulary]) -> a scalar in nats per token, added to the loss.
+Term = Callable[[nn.Module, "Batch", Tensor], Tensor]
 
-class SelfDistilled:
-    """Cross-entropy on most rows, PULL times KL to `parent` on the rows of source number `source`."""
 
-    def __init__(self, parent: Any, source: int) -> None:
-        self.parent, self.source = parent.eval().requires_grad_(False), source
+@dataclass(frozen=True, slots=True)
+class SelfTaught:
+    """On the rows of source number `source` the loss is PULL times KL to `parent`."""
+
+    parent: Any
+    source: int
+
+
+class UpdateLoss:
+    """Cross-entropy on the rows of text, the parent's distributions on the rows it sampled, and what is added to that."""
+
+    def __init__(self, *, taught: SelfTaught | None = None, weigh: Weigh | None = None, terms: Sequence[Term] = ()) -> None:
+        self.taught, self.weigh, self.terms = taught, weigh, tuple(terms)
+        if taught is not None:
+            taught.parent.eval().requires_grad_(False)
 
     def __call__(self, module: nn.Module, batch: Batch) -> Tensor:
         """Mean over all predicted tokens of the batch, in nats."""
         logits = module(input_ids=batch.ids, use_cache=False).logits
-        own = [i for i, s in enumerate(batch.source) if s == self.source]
-        others = [i for i, s in enumerate(batch.source) if s != self.source]
+        source = self.taught.source if self.taught is not None else -1
+        own = [i for i, s in enumerate(batch.source) if s == source]
+        text = [i for i, s in enumerate(batch.source) if s != source]
         total = logits.new_zeros((), dtype=torch.float32)
-        if others:
-            total = total + token_losses(logits[others], batch.ids[others]).sum()
-        if own:
+        if text:
+            losses = token_losses(logits[text], batch.ids[text])
+            if self.weigh is not None:
+                losses = losses * self.weigh(losses.detach().mean(1))[:, None]
+            total = total + losses.sum()
+        if own and self.taught is not None:
             with torch.no_grad():
-                wanted = self.parent(input_ids=batch.ids[own], use_cache=False).logits[:, :-1].float().log_softmax(-1)
+                wanted = self.taught.parent(input_ids=batch.ids[own], use_cache=False).logits[:, :-1].float().log_softmax(-1)
             total = total + PULL * divergence(wanted, logits[own][:, :-1].float().log_softmax(-1))
-        return total / (batch.ids.shape[0] * (batch.ids.shape[1] - 1))
+        total = total / (batch.ids.shape[0] * (batch.ids.shape[1] - 1))
+        for term in self.terms:
+            total = total + term(module, batch, logits)
+        return total
 
 
 def divergence(wanted: Tensor, got: Tensor) -> Tensor:
