@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..ops.arch.families import family_of, role_of
+from ..ops.evaluate.exact_tests import clopper_pearson, false_discovery, holm, mcnemar_one_sided
 from ..ops.evaluate.flips import Counts, report
 from ..ops.evaluate.ks import ks_test
 
@@ -45,8 +46,33 @@ def behaviour(repo: Repository, a: Any, b: Any, limit: int | None) -> dict[str, 
     document["kind"] = a.kind
     document["suite_digest"] = a.suite_digest
     if len(found.slices) > 1 or any(s.slice is not None for s in found.slices):
-        document["slices"] = {s.slice or "": {"n": s.n, "negative_flips": s.negative, "positive_flips": s.positive} for s in found.slices}
+        document["slices"] = _slices(found.slices)
     return document
+
+
+def _slices(counted: Iterable[Any]) -> dict[str, dict[str, Any]]:
+    """Each slice by name, the worst first: by its adjusted p that B is worse there, then by its rate of negative flips.
+
+    `p_worse` is exact and one-sided; `p_holm` may be compared with one alpha however many slices there are; `q` is the share of false
+    alarms among what is called at it.
+    """
+    rows = {s.slice or "": s for s in counted}
+    p = {name: mcnemar_one_sided(s.negative, s.positive) for name, s in rows.items()}
+    adjusted, q = holm(p), false_discovery(p)
+    shown = {
+        name: {
+            "n": s.n,
+            "negative_flips": s.negative,
+            "positive_flips": s.positive,
+            "nfr": s.negative / s.n if s.n else None,
+            "nfr_upper95": clopper_pearson(s.negative, s.n) if s.n else None,
+            "p_worse": p[name],
+            "p_holm": adjusted[name],
+            "q": q[name],
+        }
+        for name, s in rows.items()
+    }
+    return dict(sorted(shown.items(), key=lambda item: (item[1]["p_holm"], -(item[1]["nfr"] or 0.0), item[0])))
 
 
 def _ratios_apart(repo: Repository, a: int, b: int) -> dict[str, float | None]:

@@ -58,6 +58,7 @@ def gate_rev(repo: Repository, rev: str | None, *, against: str | None = None, *
         params=commit.op.params,
         check=commit.check,
         deltas=tuple(deltas),
+        made_on=commit.parents[0] if commit.parents else None,
     )
     return court.hear(case).verdict
 

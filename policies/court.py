@@ -15,7 +15,7 @@ from ..ops.evaluate.suite import Suite
 from ..registry.errors import BadRecipe, Incompatible, NotFound, RefMoved
 from ..registry.ids import CommitId, SnapshotId
 from ..registry.records import InputRecord, Json, Snapshot, TensorDelta, Verdict
-from .facts import PARENT, Facts, QueryResult
+from .facts import NO_TWIN, PARENT, TWIN, Facts, QueryResult
 from .gate import judge
 from .measure import Bench, Gathered, gather, load_suites
 from .outcome import Request
@@ -40,6 +40,7 @@ class Case:
     expects: dict[str, Json] = field(default_factory=dict)
     check: dict[str, Json] = field(default_factory=dict)
     deltas: tuple[TensorDelta, ...] = ()
+    made_on: CommitId | None = None  # its first parent, where that is not `before`
     beside: tuple[CommitId, ...] = ()  # further parents: measured and compared under their ids, judged by no rule of `parent`
 
 
@@ -80,6 +81,11 @@ class Court:
     def hear(self, case: Case, *, bench: Bench | None = None) -> Ruling:
         """Measure what is not measured yet, and judge."""
         versions = {PARENT: case.before} | {str(other): other for other in case.beside} | self.others
+        missing = dict(self.missing)
+        if any(rule.floor for rule in self.rules):
+            twin = self._twin(case)
+            versions |= {TWIN: twin} if twin else {}
+            missing |= {} if twin else {TWIN: NO_TWIN}
         snapshots = {label: self.repo.commit(commit).snapshot for label, commit in versions.items()}
         gathered = gather(bench or Bench(self.repo, self.request), self.suites, case.snapshot.id, snapshots)
         facts = Facts(
@@ -90,7 +96,7 @@ class Court:
             check=case.check,
             delta=self._moved(snapshots[PARENT], case),
             suites=gathered.suites,
-            missing=self.missing,
+            missing=missing,
         )
         queries = self._queries(case, snapshots[PARENT])
         facts = dataclasses.replace(facts, queries=queries)
@@ -99,6 +105,15 @@ class Court:
         elif not self.suites:
             gathered.warnings.append("no suite is configured: behaviour was not judged ([eval] suites in mlc.toml)")
         return Ruling(judge(self.rules, facts, against=case.before), facts, gathered)
+
+    def _twin(self, case: Case) -> CommitId | None:
+        """The latest commit that the same recipe made from the same version with another result: another seed of it."""
+        from ..registry.catalog.queries import siblings
+
+        for commit, snapshot, params in siblings(self.repo, case.made_on or case.before, case.op):
+            if snapshot != case.snapshot.id and params == case.params:
+                return CommitId(commit)
+        return None
 
     def unmoved(self) -> None:
         """Asked at the moment of the commit: what rules compared with must still be what it was. Raises RefMoved."""

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 PARENT = "parent"  # the usual label of a comparison
+TWIN = "twin"  # the label of another seed of the same recipe
+NO_TWIN = "no other seed of this recipe was run from the same version (run it again with --seed N --branch twin)"
 
 
 @dataclass(frozen=True, slots=True)

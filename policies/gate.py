@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from ..ops.evaluate.exact_tests import holm
+from ..ops.evaluate.power import bound_needed, examples_needed, mcnemar_power
 from ..registry.ids import CommitId
 from ..registry.records import RuleOutcome, Verdict, Waiver
 from .facts import Facts
@@ -130,12 +131,42 @@ def _p_values(rule: Rule, readings: list[tuple[Subject, Reading]]) -> dict[str, 
 
 def _judged(rule: Rule, subject: Subject, reading: Reading, p: float | None) -> RuleOutcome:
     if reading.n is not None and reading.n < rule.min_examples and reading.got is not None and not _convicted(rule, reading):
-        few: dict[str, Result] = {"block": _failed(rule), "warn": "warn", "pass": "pass"}
-        result = few[rule.on_few]
-        return _outcome(rule, subject.label, result, reading.got, p, reading.n, words.few_sentence(rule, subject.label, reading.n))
+        sentence = words.few_sentence(rule, subject.label, reading.n, _would_clear(rule, reading))
+        return _outcome(rule, subject.label, _few(rule), reading.got, p, reading.n, sentence)
     ok = _within(rule, reading.got, p)
     sentence = words.outcome_sentence(rule, subject.label, reading, ok, p)
+    if ok and rule.detect is not None and (blind := _blind(rule, reading)) is not None:
+        return _outcome(
+            rule, subject.label, _few(rule), reading.got, p, reading.n, words.blind_sentence(rule, sentence, reading.n or 0, blind or None)
+        )
     return _outcome(rule, subject.label, "pass" if ok else _failed(rule), reading.got, p, reading.n, sentence)
+
+
+def _few(rule: Rule) -> Result:
+    table: dict[str, Result] = {"block": _failed(rule), "warn": "warn", "pass": "pass"}
+    return table[rule.on_few]
+
+
+def _would_clear(rule: Rule, reading: Reading) -> int | None:
+    """How many examples would bring the upper bound under the limit if the rate stayed as it is seen."""
+    if rule.key != "nfr_upper95" or rule.max is None or reading.flips is None or reading.flips.nfr is None:
+        return None
+    return bound_needed(reading.flips.nfr, rule.max - (reading.noise or 0.0))
+
+
+def _blind(rule: Rule, reading: Reading) -> int | None:
+    """None when the test would have found a fall of `detect`; else how many examples it takes, 0 when no suite is large enough.
+
+    The background is what was seen: flips either way at their mean rate, half a flip at least; the planted fall comes on top.
+    """
+    flips = reading.flips
+    if flips is None or flips.n == 0 or rule.detect is None:
+        return None
+    background = max(flips.negative_flips + flips.positive_flips, 1) / (2 * flips.n)
+    negative = min(background + rule.detect, 1.0 - background)
+    if mcnemar_power(flips.n, negative, background, rule.alpha) >= rule.power:
+        return None
+    return examples_needed(negative, background, rule.alpha, rule.power) or 0
 
 
 def _convicted(rule: Rule, reading: Reading) -> bool:

@@ -70,7 +70,15 @@ def _judge_again(repo: Repository, request: Request, alias: str, old: CommitId |
     if old is None or is_ancestor(new, old, parents_in(repo)):
         return
     commit = repo.commit(new)
-    case = Case(commit.op.name, repo.snapshot(commit.snapshot), old, branch=None, params=commit.op.params, check=commit.check)
+    case = Case(
+        commit.op.name,
+        repo.snapshot(commit.snapshot),
+        old,
+        branch=None,
+        params=commit.op.params,
+        check=commit.check,
+        made_on=next(iter(commit.parents), None),
+    )
     again: Verdict = Court.open(repo, request).hear(case).verdict
     if again.outcome == "refused":
         said = f"@{alias.removeprefix('@')} stays at {short(old)}: beside it, {short(new)} is refused by {summary(again)}"

@@ -82,6 +82,9 @@ class RuleTable(Table):
     alpha: Number = Field(0.05, gt=0, lt=1, description="how often the rule may refuse by chance, over all it judges")
     when: str | None = Field(None, description="a condition such as: op in ('update', 'merge')")
     action: Literal["block", "warn"] = "block"
+    floor: Literal["twin"] | None = Field(None, description="flips.*: judge what is above the flips between two seeds of the recipe")
+    detect: Number | None = Field(None, gt=0, lt=1, description="mcnemar: say how many examples it takes to find a fall this large")
+    power: Number = Field(0.95, gt=0, lt=1, description="the chance with which `detect` is to be found")
     min_examples: int = Field(0, ge=0, description="with fewer, the rule does not decide; on_few does")
     on_few: Literal["block", "warn", "pass"] = "warn"
     note: str | None = Field(None, description="why the rule is there; shown by `policy explain`")

@@ -38,9 +38,34 @@ def render_behaviour(session: Session, suites: dict[str, Any], asked: dict[str, 
             f"{metric} {text.number(before.get(metric))} -> {text.number(after.get(metric))}" for metric in sorted(after, key=rank)
         )
         session.line(f"{paint.cyan(name)}  {shown}")
+    for name, s in judged.items():
+        if s.get("slices"):
+            _render_slices(session, name, s["slices"])
     if asked is not None:
         for name, s in judged.items():
             _render_flips(session, name, s, asked.get(s["suite_digest"], {}))
+
+
+SHOWN_SLICES = 12
+
+
+def _render_slices(session: Session, name: str, slices: dict[str, dict[str, Any]]) -> None:
+    """The worst slices first, as the document has them."""
+    from .console import print_table
+
+    rows = [
+        (
+            text.printable(label) or "-", f"{s['n']:,}", _red(session, s["negative_flips"]), str(s["positive_flips"]),
+            text.percent(s["nfr"]), text.percent(s["nfr_upper95"]), _p(s["p_holm"]),
+        )
+        for label, s in list(slices.items())[:SHOWN_SLICES]
+    ]  # fmt: skip
+    columns = ("slice", "n", "lost", "won", "nfr", "nfr below", "worse: p (Holm)")
+    session.line()
+    left = len(slices) - len(rows)
+    more = f"; {left:,} more under --json" if left else ""
+    session.line(f"{session.paint.cyan(name)}  by slice, the worst first{more}.")
+    print_table(session.console(), columns, rows, right=columns[1:])
 
 
 def _red(session: Session, count: int) -> str:

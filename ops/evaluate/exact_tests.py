@@ -18,12 +18,12 @@ EXACT_TRIALS = 1000  # up to here tail sums are done in whole numbers; beyond, b
 
 def mcnemar(b: int, c: int) -> float:
     """Exact two-sided McNemar p for b negative and c positive flips: min(1, 2 P(X <= min(b, c))), X ~ Bin(b + c, 1/2)."""
-    return min(1.0, 2.0 * _half_tail(min(b, c), b + c))
+    return min(1.0, 2.0 * half_tail(min(b, c), b + c))
 
 
 def mcnemar_one_sided(b: int, c: int) -> float:
     """Exact one-sided p for "B is worse": P(X >= b), X ~ Bin(b + c, 1/2)."""
-    return _half_tail(c, b + c)  # symmetric: P(X >= b) = P(X <= c)
+    return half_tail(c, b + c)  # symmetric: P(X >= b) = P(X <= c)
 
 
 def clopper_pearson(k: int, n: int, alpha: float = 0.05, side: Side = "upper") -> float:
@@ -48,12 +48,31 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return {name: adjusted[name] for name in p_values}
 
 
-def _half_tail(k: int, n: int) -> float:
+def false_discovery(p_values: Mapping[str, float]) -> dict[str, float]:
+    """Benjamini and Hochberg's q-values: at which share of false alarms among all that are called a p-value is called, too."""
+    found: dict[str, float] = {}
+    least = 1.0
+    ranked = sorted(p_values.items(), key=lambda item: (item[1], item[0]))
+    for rank in range(len(ranked), 0, -1):
+        name, p = ranked[rank - 1]
+        least = min(least, p * len(ranked) / rank)
+        found[name] = least
+    return {name: found[name] for name in p_values}
+
+
+def binomial_tail(k: int, n: int, p: float) -> float:
+    """P(X >= k) for X ~ Bin(n, p)."""
+    if k <= 0 or p >= 1.0:
+        return float(k <= n)
+    return 0.0 if k > n or p <= 0.0 else beta_cdf(p, k, n - k + 1)
+
+
+def half_tail(k: int, n: int) -> float:
     """P(X <= k) for X ~ Bin(n, 1/2)."""
     if k >= n:
         return 1.0
     if n > EXACT_TRIALS:
-        return _beta_cdf(0.5, n - k, k + 1)
+        return beta_cdf(0.5, n - k, k + 1)
     term = total = 1
     for i in range(k):
         term = term * (n - i) // (i + 1)
@@ -64,12 +83,12 @@ def _half_tail(k: int, n: int) -> float:
 # --- the incomplete beta function ------------------------------------------------------------------------
 
 
-def _beta_cdf(x: float, a: float, b: float) -> float:
+def beta_cdf(x: float, a: float, b: float) -> float:
     """I_x(a, b), the regularised incomplete beta function, by its continued fraction (Lentz's method)."""
     if x <= 0.0 or x >= 1.0:
         return float(x >= 1.0)
     if x > (a + 1.0) / (a + b + 2.0):  # the fraction converges quickly only on this side of the mean
-        return 1.0 - _beta_cdf(1.0 - x, b, a)
+        return 1.0 - beta_cdf(1.0 - x, b, a)
     return math.exp(_log_beta_pdf(x, a, b) + math.log(x) + math.log1p(-x)) * _fraction(x, a, b) / a
 
 
@@ -115,7 +134,7 @@ def _beta_quantile(q: float, a: float, b: float) -> float:
     low, high = 0.0, 1.0
     x = a / (a + b)
     for _ in range(200):
-        excess = _beta_cdf(x, a, b) - q
+        excess = beta_cdf(x, a, b) - q
         low, high = (low, x) if excess > 0 else (x, high)
         density = math.exp(_log_beta_pdf(x, a, b)) if 0.0 < x < 1.0 else 0.0
         following = x - excess / density if density > 1e-300 else math.nan  # nan: halve the bracket instead

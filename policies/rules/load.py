@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..settings import Settings
 
 BUILT_IN = Path(__file__).parent.parent / "default.toml"
+FLOORED = ("nfr", "nfr_lower95", "nfr_upper95", "churn")  # what two seeds of one recipe differ by, too
 LIMITS = ("max", "min", "ratio_max", "drop_max")
 
 
@@ -106,5 +107,11 @@ def _check_test(table: RuleTable, metric: str, document: Document, at: KeyPath) 
         raise document.fault((*at, "test"), "a test belongs to drop_max", hint="add drop_max = 0.0")
     if table.test and metric.rsplit(".", 1)[-1] not in ("accuracy", "accuracy_norm"):
         raise document.fault((*at, "test"), f"{table.test} tests right and wrong answers, not {metric}", hint='metric = "suite.*.accuracy"')
+    if table.floor and (room != "flips" or table.max is None or metric.rsplit(".", 1)[-1] not in FLOORED):
+        raise document.fault(
+            (*at, "floor"), f"a floor of noise is taken off {', '.join(FLOORED)}", hint='metric = "flips.nfr_lower95", max = 0.01'
+        )
+    if table.detect is not None and table.test != "mcnemar":
+        raise document.fault((*at, "detect"), "detect belongs to test = 'mcnemar'", hint='add test = "mcnemar"')
     if table.slice and not (room == "flips" or table.test == "mcnemar"):
         raise document.fault((*at, "slice"), "slices are judged by flips.* or by drop_max with test = 'mcnemar'")

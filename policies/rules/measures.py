@@ -22,6 +22,7 @@ class Reading:
     after: float | None = None
     n: int | None = None
     flips: FlipReport | None = None
+    noise: float | None = None  # the floor that was taken off `got`
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +117,21 @@ def _flips(rule: Rule, subject: Subject, other: Comparison | None, facts: Facts)
         return Absent(f"{suite.name} has no truth ratios", quiet=True)
     if flips.n == 0:
         return Absent(f"no example of {suite.name} was measured on both versions")
-    return Reading(finite(getattr(flips, rule.key)), n=flips.n, flips=flips)
+    got = finite(getattr(flips, rule.key))
+    if rule.floor is None or got is None:
+        return Reading(got, n=flips.n, flips=flips)
+    twin = suite.against.get(rule.floor)
+    noise = floor(twin.flips if subject.slice is None else twin.slices.get(subject.slice), rule.key) if twin else None
+    if noise is None:
+        return Absent(facts.missing.get(rule.floor, f"{suite.name} was not measured on another seed of this recipe"))
+    return Reading(max(0.0, got - noise), n=flips.n, flips=flips, noise=noise)
+
+
+def floor(flips: FlipReport | None, key: str) -> float | None:
+    """The rate at which two seeds of one recipe disagree. Neither is the older one: negative and positive flips count half each."""
+    if flips is None or flips.nfr is None or flips.pfr is None:
+        return None
+    return flips.churn if key == "churn" else (flips.nfr + flips.pfr) / 2
 
 
 def _metric(rule: Rule, subject: Subject, other: Comparison | None, facts: Facts) -> Reading | Absent:

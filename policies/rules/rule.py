@@ -34,6 +34,9 @@ class Rule:
     when: str | None = None
     condition: ast.expr | None = None  # `when`, parsed
     action: Literal["block", "warn"] = "block"
+    floor: Literal["twin"] | None = None  # flips.*: what two seeds of one recipe differ by is taken off before the limit
+    detect: float | None = None  # mcnemar: a fall this large must be found with chance `power`, else examples are too few
+    power: float = 0.95
     min_examples: int = 0
     on_few: Literal["block", "warn", "pass"] = "warn"
     sql: str | None = None

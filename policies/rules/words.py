@@ -61,6 +61,8 @@ def rule_sentence(rule: Rule) -> str:
     parts = [body]
     if rule.when:
         parts.append(f"when {rule.when}")
+    if rule.detect is not None:
+        parts.append(f"it says how many examples would find a fall of {percent(rule.detect)} with chance {rule.power:g}")
     if rule.min_examples:
         few = {"block": "refuses", "warn": "warns", "pass": "lets pass"}[rule.on_few]
         parts.append(f"with fewer than {rule.min_examples:,} examples it {few}")
@@ -83,7 +85,8 @@ def _demand(rule: Rule) -> str:
     compared = f", against {other}" if rule.room == "flips" else ""
     if rule.max is not None:
         bound = " (upper 95 % bound)" if rule.key == "nfr_upper95" else ""
-        return f"must be at most {value_of(rule, rule.max)}{bound}{compared}"
+        above = " above what two seeds of the recipe differ by" if rule.floor else ""
+        return f"must be at most {value_of(rule, rule.max)}{bound}{above}{compared}"
     if rule.min is not None:
         return f"must be at least {value_of(rule, rule.min)}{compared}"
     if rule.ratio_max is not None:
@@ -113,6 +116,9 @@ def outcome_sentence(rule: Rule, suite: str | None, reading: Reading, ok: bool, 
         before, after = value_of(rule, reading.before), value_of(rule, reading.after)
         return f"{what} went from {before} to {after} ({number(reading.got)} times), {over} {number(limit)} times"
     flips = reading.flips
+    if reading.noise is not None:
+        whole, left = value_of(rule, reading.got + reading.noise), value_of(rule, reading.got)
+        return f"{what}: {whole} less the {value_of(rule, reading.noise)} between two seeds is {left}, {over} {value_of(rule, limit)}"
     if flips is not None and rule.key in ("nfr", "nfr_upper95") and flips.nfr is not None:
         bound = f", upper bound {value_of(rule, flips.nfr_upper95)}" if rule.key == "nfr_upper95" else ""
         return f"{what}: {flips.negative_flips:,} of {flips.n:,} ({percent(flips.nfr)}{bound}) is {over} {value_of(rule, limit)}"
@@ -128,7 +134,19 @@ def _fall(rule: Rule, what: str, reading: Reading, ok: bool, p: float | None) ->
     return f"{moved}{tested}: a fall{allowed}" + (f" that chance does not explain at {rule.alpha:g}" if rule.test else "")
 
 
-def few_sentence(rule: Rule, suite: str | None, n: int) -> str:
-    """Why the rule did not decide: too few examples, and what follows."""
-    follows = {"block": "too few to accept", "warn": "too few to decide", "pass": "too few to decide, let pass"}[rule.on_few]
-    return f"{subject(rule, suite)}: {n:,} example{'s' if n != 1 else ''}, the rule wants {rule.min_examples:,}: {follows}"
+def few_sentence(rule: Rule, suite: str | None, n: int, needed: int | None = None) -> str:
+    """Why the rule did not decide: too few examples, what follows, and with `needed` how many would clear what was seen."""
+    wanted = f", the rule wants {rule.min_examples:,}" if n < rule.min_examples else ""
+    enough = f"; at this rate {needed:,} would be enough" if needed is not None else ""
+    return f"{subject(rule, suite)}: {n:,} example{'s' if n != 1 else ''}{wanted}: {_follows(rule)}{enough}"
+
+
+def blind_sentence(rule: Rule, found: str, n: int, needed: int | None) -> str:
+    """What the test cannot see at this size: a fall of `detect`, given the flips that were found either way."""
+    assert rule.detect is not None
+    size = f"{needed:,} examples are needed" if needed is not None else "no suite is large enough"
+    return f"{found}; to find a fall of {percent(rule.detect)} with chance {rule.power:g}, {size}, not {n:,}: {_follows(rule)}"
+
+
+def _follows(rule: Rule) -> str:
+    return {"block": "too few to accept", "warn": "too few to decide", "pass": "too few to decide, let pass"}[rule.on_few]

@@ -217,6 +217,14 @@ def commit_deltas(repo: Any, commit: str) -> list[DeltaRow]:
     return [DeltaRow._make(row) for row in repo.catalog.query(repo, query, [commit]).rows]
 
 
+def siblings(repo: Any, parent: str, op: str) -> list[tuple[str, str, dict[str, Json]]]:
+    """(commit, snapshot, parameters) of every commit that an operation of this name made from `parent`, the latest first."""
+    query = """
+        select c.commit, c.snapshot, c.params from commits c join parents p using (commit)
+        where p.ordinal = 0 and p.parent = ? and c.op = ? order by c.seq desc"""
+    return [(commit, snapshot, json.loads(params)) for commit, snapshot, params in repo.catalog.query(repo, query, [parent, op]).rows]
+
+
 def refs(repo: Any) -> dict[str, str]:
     """Full ref name -> commit, as projected (the ref files say the same, without a database)."""
     return dict(repo.catalog.query(repo, "select name, commit from refs order by name").rows)

@@ -1,4 +1,4 @@
-"""Whole processes: `mlc diff` over 2 x 100,000 stored predictions, and what it costs beyond the program's start."""
+"""Whole processes: `mlc diff` over 2 x 1,000,000 stored predictions, and what it costs beyond the program's start."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mlc.registry.ids import blob_digest
 from mlc.registry.records import Commit, Evaluation, FileEntry, OperationRecord, RefUpdate, Snapshot
 from mlc.registry.repository import Repository
 
-EXAMPLES = 100_000
+EXAMPLES = 1_000_000
 
 
 def two_versions(directory: Path, examples: int = EXAMPLES) -> None:
@@ -28,7 +28,7 @@ def two_versions(directory: Path, examples: int = EXAMPLES) -> None:
     before = [chance.random() < 0.7 for _ in range(examples)]
     after = [right if chance.random() > 0.03 else not right for right in before]
     for number, rights in enumerate((before, after)):
-        rows = [Prediction(f"example-{i:06}", f"answer {i % 50 + right}", right, 0.5, -1.0, None) for i, right in enumerate(rights)]
+        rows = [Prediction(f"example-{i:07}", f"answer {i % 50 + right}", right, 0.5, -1.0, None) for i, right in enumerate(rights)]
         with repo.ingest() as tx:
             snapshot = Snapshot((), ())
             if number:  # another content, so another snapshot

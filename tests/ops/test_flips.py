@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlc.ops.evaluate.exact_tests import clopper_pearson, holm, mcnemar, mcnemar_one_sided
+from mlc.ops.evaluate.exact_tests import clopper_pearson, false_discovery, holm, mcnemar, mcnemar_one_sided
 from mlc.ops.evaluate.flips import Counts, Outcome, compare, compare_slices, count, report
 from mlc.registry.errors import BadParameter
 
@@ -133,3 +133,12 @@ def test_holm_multiplies_the_smallest_by_all_and_never_turns_back():
     assert holm({"c": 0.04, "a": 0.01, "b": 0.03}) == pytest.approx({"c": 0.06, "a": 0.03, "b": 0.06})
     assert holm({"a": 0.6, "b": 0.7}) == {"a": 1.0, "b": 1.0}
     assert holm({}) == {}
+
+
+def test_q_values_are_those_of_benjamini_and_hochberg():
+    found = false_discovery({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.5})
+    assert found == pytest.approx({"a": 0.04, "b": 0.04 * 4 / 3, "c": 0.04 * 4 / 3, "d": 0.5})
+    scipy = pytest.importorskip("scipy.stats")
+    chance = random.Random(3)
+    p = {str(i): chance.random() ** 3 for i in range(40)}
+    assert list(false_discovery(p).values()) == pytest.approx(list(scipy.false_discovery_control(list(p.values()))), abs=1e-12)

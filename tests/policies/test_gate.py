@@ -377,3 +377,78 @@ def test_facts_that_are_none_are_refused(tmp_path, text):
     (tmp_path / "f.json").write_text(text)
     with pytest.raises(BadRecipe, match=r"f\.json holds no facts"):
         read_recorded(tmp_path / "f.json")
+
+
+# --- noise and numbers of examples -----------------------------------------------------------------------
+
+
+def with_twin(found: FlipReport, twin: FlipReport | None) -> Facts:
+    against = {"parent": Comparison({"accuracy": found.acc_a}, found)} | ({"twin": Comparison({}, twin)} if twin else {})
+    return Facts("update", suites=(SuiteFacts("blimp", "pairs", found.n, {"accuracy": found.acc_b}, 0.5, against),))
+
+
+FLOOR_RULE = 'metric = "flips.nfr_lower95"\nfloor = "twin"\nmax = 0.01'
+
+
+@pytest.mark.parametrize(("negative", "result"), [(160, "pass"), (260, "fail")])
+def test_flips_are_judged_above_what_two_seeds_of_one_recipe_differ_by(negative, result):
+    facts = with_twin(flips(2000, 1100, negative, 150), flips(2000, 1100, 150, 130))
+    outcome = only(FLOOR_RULE, facts)
+    assert outcome.outcome == result
+    assert "less the 7 % between two seeds" in outcome.sentence
+
+
+def test_without_a_second_seed_a_floor_is_not_guessed():
+    outcome = only(FLOOR_RULE, with_twin(flips(2000, 1100, 260, 150), None))
+    assert outcome.outcome == "skipped"
+    assert "seed" in outcome.sentence
+
+
+BLIND_RULE = DROP_RULE + "\ndetect = 0.01\non_few = 'warn'"
+
+
+def test_a_test_that_could_not_have_found_the_fall_says_how_many_examples_could():
+    outcome = only(BLIND_RULE, Facts("update", suites=(suite(n=2000, right=1600, negative=25, positive=20),)))
+    assert outcome.outcome == "warn"
+    assert "to find a fall of 1 % with chance 0.95" in outcome.sentence
+    assert "examples are needed, not 2,000" in outcome.sentence
+
+
+def test_a_test_that_would_have_found_the_fall_passes_in_silence():
+    outcome = only(BLIND_RULE, Facts("update", suites=(suite(n=2000, right=1600, negative=4, positive=4),)))
+    assert outcome.outcome == "pass"
+    assert "needed" not in outcome.sentence
+
+
+def test_too_few_examples_come_with_the_number_that_would_do():
+    outcome = only(FLIP_RULE, Facts("update", suites=(suite(n=100, right=90, negative=0, positive=0),)))
+    assert outcome.outcome == "warn"
+    assert outcome.sentence.endswith("at this rate 149 would be enough")
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ('metric = "flips.nfr"\nfloor = "twin"\nmin = 0.1', "a floor of noise is taken off"),
+        ('metric = "flips.pfr"\nfloor = "twin"\nmax = 0.1', "a floor of noise is taken off"),
+        ('metric = "suite.*.accuracy"\ndrop_max = 0.0\ndetect = 0.01', "detect belongs to"),
+    ],
+)
+def test_options_that_mean_nothing_for_a_rule_are_refused(text, complaint):
+    with pytest.raises(BadRecipe, match=complaint):
+        rules_of(text)
+
+
+def test_harmless_updates_are_refused_at_most_as_often_as_alpha_and_a_planted_fall_is_found():
+    """A small share of `tests/benchmarks/gates.py`: 400 simulated verdicts on each side, bounds three deviations wide."""
+    import random
+
+    chance, rule = random.Random(7), rules_of(DROP_RULE)
+
+    def refused(negative: float, positive: float) -> bool:
+        draws = [chance.random() for _ in range(2000)]
+        b, c = sum(d < negative for d in draws), sum(negative <= d < negative + positive for d in draws)
+        return judge(rule, Facts("update", suites=(suite(n=2000, right=1600, negative=b, positive=c),))).outcome == "refused"
+
+    assert sum(refused(0.01, 0.01) for _ in range(400)) <= 400 * 0.05 + 3 * math.sqrt(400 * 0.05 * 0.95)
+    assert sum(refused(0.012, 0.002) for _ in range(400)) >= 400 * 0.95 - 3 * math.sqrt(400 * 0.05 * 0.95)
