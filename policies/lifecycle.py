@@ -28,6 +28,7 @@ from .naming import remove_name, set_name
 from .outcome import How, Outcome, Request
 from .past import Past
 from .promote import accept
+from .rehearsal import rehearsed
 from .runs import ActiveRun, RunInfo, Runs
 from .standing import require_accepted
 from .takeback import revert, rollback
@@ -69,7 +70,7 @@ def run(
     op = op.foresee(Past(repo, target.start))
     plan = op.plan(repo.view(target.start))
     if request.dry_run:
-        return Outcome(branch=target.branch, plan=plan, warnings=tuple(op.expects().notes))
+        return rehearsed(repo, op, plan, target, request)
     with Runs(repo).begin(**_asked(op, target, request)) as active:
         active.facts.update(told or {})
         return _carried_out(court, op, target, plan, active)

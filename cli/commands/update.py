@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -13,7 +13,15 @@ from ..operations import begin, options_of
 from ..options import RESUMED, Mutation, Resume, Rev
 
 OPERATION = load("update")
-METAVARS = {"data": "FILE", "replay": "FILE:RATIO", "adapter": "lora:R", "where": "PLACE", "decay": "SHAPE", "precision": "KIND"}
+METAVARS = {
+    "tune": "K",
+    "data": "FILE",
+    "replay": "FILE:RATIO",
+    "adapter": "lora:R",
+    "where": "PLACE",
+    "decay": "SHAPE",
+    "precision": "KIND",
+}
 Options = options_of(OPERATION, METAVARS)
 OPTIONAL_VALUES = RESUMED
 
@@ -22,6 +30,8 @@ EPILOG = """Examples:
   mlc update --data new.jsonl --replay old.jsonl:0.5      half of the rows from old text
   mlc update --data new.txt --replay self:0.5             old text sampled from the model itself
   mlc update --data new.txt --expand 1                    only a new block is trained
+  mlc update --data new.txt --where importance            behind the blocks that the new text needs most
+  mlc update --data new.txt --tune 2 --dry-run            which blocks that would be
   mlc update --data new.txt --adapter lora:8 --branch lora
   mlc update --resume                                     go on after a kill"""
 
@@ -39,4 +49,13 @@ def run(
         session,
         lambda: begin(session, OPERATION, operation, how, rev, resume),
         hint=lambda commit: f"mlc diff {commit['parents'][0][:12]} {commit['short']} --flips",
+        planned=lambda details: _picture(session, details),
     )
+
+
+def _picture(session: Session, details: dict[str, Any]) -> None:
+    """The blocks of a dry run: a table with a heat bar each."""
+    from ..render.blocks import print_blocks
+
+    if details.get("blocks"):
+        print_blocks(session.console(), details["blocks"], details.get("importance") or {}, session.paint)

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from . import text
+from .blocks import block_lines
 from .style import Paint
 from .verdict import verdict_lines
 
@@ -76,7 +77,9 @@ def show_lines(commit: dict[str, Any], refs: list[str], paint: Paint) -> list[st
         codecs = ", ".join(f"{name} {n}" for name, n in commit["delta"]["codecs"].items())
         lines.append(f"storage  {delta_line(commit['delta'], root=not commit['parents'])}{' Codecs: ' + codecs + '.' if codecs else ''}")
     lines += _block("metrics", metric_lines(commit["metrics"], paint))
-    lines += _block("check", [f"{key}  {brief(value)}" for key, value in commit["check"].items()])
+    lines += _block("check", [f"{key}  {brief(value)}" for key, value in commit["check"].items() if key != "blocks"])
+    if blocks := commit["check"].get("blocks"):
+        lines += _block("blocks", block_lines(blocks, paint))
     lines += _block("verdict", verdict_lines(commit["verdict"], paint))
     return lines
 

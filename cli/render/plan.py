@@ -7,6 +7,8 @@ from typing import Any
 from . import text
 from .style import Paint
 
+SHOWN = ("importance",)  # told with the table of blocks
+
 
 def plan_json(plan: Any) -> dict[str, Any]:
     """A plan as JSON: sizes in bytes, time in seconds; None where nothing is known."""
@@ -35,7 +37,11 @@ def plan_lines(plan: dict[str, Any], paint: Paint) -> list[str]:
         ("steps", f"{plan['steps']:,}" if plan["steps"] else ""),
         ("time", f"about {text.seconds(plan['seconds'])}" if plan["seconds"] is not None else ""),
         ("memory", f"about {text.size(plan['memory'])}" if plan["memory"] is not None else ""),
-        *((key, brief(value)) for key, value in plan["details"].items() if key not in ("tensors", "bytes", "steps") and not _table(value)),
+        *(
+            (key, brief(value))
+            for key, value in plan["details"].items()
+            if key not in ("tensors", "bytes", "steps") and not _table(value) and key not in SHOWN
+        ),
     ]
     width = max(len(label) for label, value in rows if value)
     said = text.sentence(plan["summary"][:1].upper() + plan["summary"][1:])
