@@ -29,6 +29,14 @@ METHODS = (
     {"method": "sce", "base": "base"},
     {"method": "model_stock", "base": "base"},
     {"method": "karcher"},
+    {"method": "soup", "weights": True},
+    {"method": "multislerp", "weights": True},
+    {"method": "multislerp", "base": "base"},
+    {"method": "dare_ties", "base": "base", "density": (0.5,), "rng": "mergekit"},
+    {"method": "della_linear", "base": "base", "density": (0.5,), "settings": ("epsilon=0.1",)},
+    {"method": "breadcrumbs_ties", "base": "base", "density": True},
+    {"method": "ties", "base": "base", "density": (0.4,), "scope": "model"},
+    {"method": "model_stock", "base": "base", "settings": ("filter_wise=true",)},
 )
 
 
