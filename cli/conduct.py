@@ -23,10 +23,12 @@ def conduct(
     proof: Callable[[Any], str] | None = None,
     measured: Callable[[dict[str, Any]], None] | None = None,
     planned: Callable[[dict[str, Any]], None] | None = None,
+    more: Callable[[Any], dict[str, Any]] | None = None,
 ) -> None:
     """Call `work` for an Outcome and answer with its commit. `hint` gets the commit object, `proof` adds a sentence.
 
     `measured` gets the operation's check and shows it to people, whatever became of the candidate; `planned` the details of a dry run.
+    `more` adds keys of the verb's own to the document.
     """
     try:
         outcome = work()
@@ -42,7 +44,7 @@ def conduct(
     if outcome.commit is None:
         show_plan(session, outcome, planned)
         return
-    document = outcome_json(session, outcome)
+    document = outcome_json(session, outcome) | (more(outcome) if more is not None else {})
     said = proof(outcome) if proof is not None else ""
 
     def render() -> None:

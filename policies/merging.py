@@ -106,7 +106,7 @@ def origin(repo: Repository, commit_id: CommitId) -> CommitId:
 
 
 def _returned(repo: Repository, commit: Commit) -> CommitId | None:
-    back = {"rollback": "to", "revert": "parent"}.get(commit.op.name, "")
+    back = {"rollback": "to", "revert": "parent", "retract": "parent"}.get(commit.op.name, "")
     found = commit.op.params.get(back)
     same = bool(found) and repo.commit(CommitId(str(found))).snapshot == commit.snapshot
     return CommitId(str(found)) if same else None

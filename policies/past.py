@@ -71,7 +71,7 @@ class Past:
 
     def _note(self, commit: Commit, gone: set[str]) -> None:
         params = commit.op.params
-        if commit.op.name == "revert":
+        if commit.op.name in ("revert", "retract"):
             gone.add(str(params.get("rev")))
         elif commit.op.name == "edit.revert":
             self._lost.setdefault(str(params.get("rev")), set()).update(map(str, params.get("facts") or ()))
@@ -81,7 +81,7 @@ class Past:
         params = commit.op.params
         if commit.op.name == "rollback" and params.get("to"):
             return (CommitId(params["to"]),)
-        if commit.op.name == "revert" and params.get("parent"):
+        if commit.op.name in ("revert", "retract") and params.get("parent"):
             back = CommitId(params["parent"])
             if self.repo.commit(back).snapshot == commit.snapshot:
                 return (back,)

@@ -15,7 +15,7 @@ from ..registry.ids import CommitId, short
 from ..registry.records import Commit
 from . import lifecycle
 from .outcome import How, Outcome
-from .signatures import Named, describe, extract, find, signatures
+from .signatures import Named, describe, extract, find, forget, require_free, signatures
 from .targets import aim
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def _content_before(repo: Repository, commit: Commit, reverted: set[CommitId]) -
     params = commit.op.params
     if commit.op.name == "rollback":
         return CommitId(params["to"])
-    if commit.op.name == "revert":
+    if commit.op.name in ("revert", "retract"):
         if repo.commit(params["parent"]).snapshot == commit.snapshot:
             return CommitId(params["parent"])
         reverted.add(CommitId(params["rev"]))
@@ -184,4 +184,6 @@ def _way(repo: Repository, by: CommitId, name: str) -> str:
     return f"change the clean version {short(clean)} in the same way (--branch NAME), then: mlc patch apply {name} --onto NAME"
 
 
-__all__ = ["Laid", "Named", "Overlay", "apply", "describe", "extract", "find", "overlay", "remove", "signatures"]
+__all__ = [
+    "Laid", "Named", "Overlay", "apply", "describe", "extract", "find", "forget", "overlay", "remove", "require_free", "signatures",
+]  # fmt: skip

@@ -46,6 +46,7 @@ VERBS: dict[str, Entry] = {
     "patch": Entry(CHANGE, "patch", "Take robustness from one model, lay it over others, and take it off to the byte."),
     "merge": Entry(CHANGE, "merge", "Merge several versions into one."),
     "unmerge": Entry(CHANGE, "unmerge", "Take one ingredient out of a merge, to the byte."),
+    "retract": Entry(CHANGE, "retract", "Take the new blocks of an update out, to the byte."),
     "rollback": Entry(CHANGE, "rollback", "Return a branch to an earlier version's content, proven by digest."),
     "revert": Entry(CHANGE, "revert", "Take one commit's change back."),
     "undo": Entry(CHANGE, "undo", "Take the last move of refs back."),

@@ -46,6 +46,16 @@ def lay_out(blocks: int, sources: Sequence[int]) -> Layout:
     return Layout(tuple(origin))
 
 
+def regrown(blocks: int, new: Sequence[int]) -> Layout:
+    """The layout of a model that grew from `blocks` blocks, from the numbers of its new ones; what they are copies of is not told."""
+    origin: list[tuple[int, bool]] = []
+    old = 0
+    for number in range(blocks + len(new)):
+        origin.append((max(old - 1, 0), True) if number in new else (old, False))
+        old += number not in new
+    return Layout(tuple(origin))
+
+
 def spread(blocks: int, count: int) -> tuple[int, ...]:
     """Sources spread evenly, ending at the last block: one new block after each of `count` groups as equal as can be.
 
