@@ -9,13 +9,13 @@ Every NaN that leaves `round_to` is the one canonical NaN, since processors disa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 WIDE = (torch.float32, torch.float64)
-CHUNK = 1 << 18  # elements of one step of add_rank1_terms: as much as a processor's cache holds; no bit depends on it
+CHUNK = 1 << 18  # elements of one step: as much as a processor's cache holds; no bit depends on it
 GRAIN = (1 << 15) - 64  # the same when torch has several threads: below what it hands to them, for on a busy machine they wait
 
 
@@ -57,8 +57,7 @@ def round_to(x: Tensor, dtype: torch.dtype) -> Tensor:
     Raises RuntimeError when this thread flushes tiny numbers to zero: its results would not be IEEE's.
     """
     _wide(x, x)
-    if _flushes():
-        raise RuntimeError("tiny numbers are flushed to zero here; call torch.set_flush_denormal(False) before restoring")
+    _exacting()
     out = x.to(dtype)
     if x.numel() and bool(torch.isnan(torch.amax(x))):  # a maximum rounds nothing, and is NaN if anything is
         out = torch.where(torch.isnan(x), torch.tensor(float("nan"), dtype=torch.float32, device=x.device).to(dtype), out)
@@ -87,37 +86,93 @@ def add_rank1_terms(w: Tensor, up: Tensor, down: Tensor, factor: float = 1.0) ->
     return out
 
 
-def weighted_sum(xs: Sequence[Tensor], weights: Sequence[float], dtype: torch.dtype, total: float | None = None) -> Tensor:
+def weighted_sum(
+    xs: Sequence[Tensor], weights: Sequence[float], dtype: torch.dtype, total: float | None = None, out: Tensor | None = None
+) -> Tensor:
     """(w_1 x_1 + w_2 x_2 + ...) / total, defined to the bit: summed in float32 in the order given, at last rounded to `dtype`.
 
-    Args: `xs` of one shape and of types that float32 holds; as many weights. Numbers are first rounded to float32. In order:
-    `y = scale(x_1, w_1)`; for each further k: `y = add(y, scale(x_k, w_k))`; with a total `y = div(y, total)`.
+    Args: `xs` of one shape and of types that float32 holds; as many weights; `out`: contiguous, where the result is to be written. Numbers
+    are first rounded to float32. In order: `y = scale(x_1, w_1)`; for each further k: `y = add(y, scale(x_k, w_k))`; with a total
+    `y = div(y, total)`.
     """
     _single(xs, weights)
-    y = scale(widen(xs[0]), weights[0])
-    for x, weight in zip(xs[1:], weights[1:], strict=True):
-        y = add(y, scale(widen(x), weight))
-    return round_to(_shared(y, total), dtype)
+    out = torch.empty(xs[0].shape, dtype=dtype, device=xs[0].device) if out is None else out
+    _exacting()
+    shares, divisor = _numbers(weights, out), _number(total, out)
+    for new, y, term, parts in _steps(out, xs):
+        _product(parts[0], None, shares[0], y)
+        for part, share in zip(parts[1:], shares[1:], strict=True):
+            torch.add(y, _product(part, None, share, term), out=y)
+        _round_into(new, y if divisor is None else torch.div(y, divisor, out=y))
+    return out
 
 
 def task_sum(
-    base: Tensor, xs: Sequence[Tensor], weights: Sequence[float], factor: float, dtype: torch.dtype, total: float | None = None
+    base: Tensor,
+    xs: Sequence[Tensor],
+    weights: Sequence[float],
+    factor: float,
+    dtype: torch.dtype,
+    total: float | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """base + factor * (w_1 (x_1 - base) + ...) / total, defined to the bit: in float32, in the order given, at last rounded to `dtype`.
 
     In order: `y = scale(sub(x_1, base), w_1)`; for each further k: `y = add(y, scale(sub(x_k, base), w_k))`; with a total
-    `y = div(y, total)`; `add(base, scale(y, factor))`.
+    `y = div(y, total)`; `add(base, scale(y, factor))`. `out` as in `weighted_sum`.
     """
     _single((base, *xs), (factor, *weights))
-    known = widen(base)
-    y = scale(sub(widen(xs[0]), known), weights[0])
-    for x, weight in zip(xs[1:], weights[1:], strict=True):
-        y = add(y, scale(sub(widen(x), known), weight))
-    return round_to(add(known, scale(_shared(y, total), factor)), dtype)
+    out = torch.empty(base.shape, dtype=dtype, device=base.device) if out is None else out
+    _exacting()
+    shares, divisor, (last,) = _numbers(weights, out), _number(total, out), _numbers((factor,), out)
+    known = torch.empty(min(_chunk(), out.numel()), dtype=torch.float32, device=out.device)
+    for new, y, term, (old, *parts) in _steps(out, (base, *xs)):
+        wide = known[: len(y)].copy_(old)
+        _product(parts[0], wide, shares[0], y)
+        for part, share in zip(parts[1:], shares[1:], strict=True):
+            torch.add(y, _product(part, wide, share, term), out=y)
+        if divisor is not None:
+            torch.div(y, divisor, out=y)
+        if last is not None:
+            torch.mul(y, last, out=y)
+        _round_into(new, torch.add(wide, y, out=y))
+    return out
 
 
-def _shared(y: Tensor, total: float | None) -> Tensor:
-    return y if total is None else div(y, torch.tensor(total, dtype=y.dtype, device=y.device))
+def _steps(out: Tensor, xs: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor, list[Tensor]]]:
+    """A piece of the result at a time: where it goes, two float32 vectors of its length to work in, and the same piece of each operand."""
+    step, count = max(1, _chunk()), out.numel()
+    sums, terms = torch.empty(2, min(step, count), dtype=torch.float32, device=out.device)  # fresh memory costs more than sums
+    new, flat = out.view(-1), [x.reshape(-1) for x in xs]
+    for start in range(0, count, step):
+        part = slice(start, min(start + step, count))
+        length = part.stop - start
+        yield new[part], sums[:length], terms[:length], [x[part] for x in flat]
+
+
+def _product(x: Tensor, base: Tensor | None, share: Tensor | None, y: Tensor) -> Tensor:
+    """(x - base) * share in y, which is float32; None stands for zero and for one, which change no number."""
+    y.copy_(x)
+    if base is not None:
+        torch.sub(y, base, out=y)
+    return y if share is None else torch.mul(y, share, out=y)
+
+
+def _round_into(out: Tensor, x: Tensor) -> None:
+    """`round_to` of x `[n]`, written into `out` `[n]`."""
+    out.copy_(x)
+    if x.numel() and bool(torch.isnan(torch.amax(x))):
+        out.copy_(round_to(x, out.dtype))
+
+
+def _numbers(numbers: Sequence[float], like: Tensor) -> list[Tensor | None]:
+    return [_number(number, like) for number in numbers]
+
+
+def _number(number: float | None, like: Tensor) -> Tensor | None:
+    """A number in float32, where like is; None for one, and for none: neither product nor quotient changes by it."""
+    found = None if number is None else torch.tensor(number, dtype=torch.float32, device=like.device)
+    return None if found is None or bool(found == 1) else found
 
 
 def _single(xs: Sequence[Tensor], numbers: Sequence[float]) -> None:
@@ -137,6 +192,8 @@ def _wide(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return a, b
 
 
-def _flushes() -> bool:
+def _exacting() -> None:
+    """Raise RuntimeError when this thread flushes tiny numbers to zero."""
     tiny = torch.tensor(1e-45, dtype=torch.float32)
-    return not bool(tiny + tiny > tiny)
+    if not bool(tiny + tiny > tiny):
+        raise RuntimeError("tiny numbers are flushed to zero here; call torch.set_flush_denormal(False) before restoring")

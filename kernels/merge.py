@@ -11,12 +11,11 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from . import exact
 from .dispatch import accelerated
-from .exact import round_to
 
 FLOATS = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
-CHUNK = 1 << 18  # elements of one step: what a processor's cache holds; no bit depends on it
-ELECTION = 1 << 16  # the same where a dozen buffers are in use
+ELECTION = 1 << 16  # elements of one step of an election: what a processor's cache holds; no bit depends on it
 NEVER = -1.0  # a threshold below every magnitude: nothing is trimmed
 
 
@@ -30,14 +29,7 @@ def weighted_sum(*tensors: Tensor, weights: Sequence[float], total: float | None
     """
     check(tensors, weights)
     out = torch.empty_like(tensors[0], memory_format=torch.contiguous_format)
-    for new, *parts in _chunks(out, *tensors):
-        sums = parts[0].to(torch.float32) * weights[0]
-        for part, weight in zip(parts[1:], weights[1:], strict=True):
-            sums += part.to(torch.float32) * weight
-        if total is not None:
-            sums /= total
-        new.copy_(round_to(sums, out.dtype))
-    return out
+    return exact.weighted_sum(_single(tensors), weights, out.dtype, total, out)
 
 
 @accelerated("merge")
@@ -48,15 +40,8 @@ def task_sum(base: Tensor, *tensors: Tensor, weights: Sequence[float], factor: f
     """
     check((base, *tensors), (1.0, *weights))
     out = torch.empty_like(base, memory_format=torch.contiguous_format)
-    for new, old, *parts in _chunks(out, base, *tensors):
-        wide = old.to(torch.float32)
-        sums = (parts[0].to(torch.float32) - wide) * weights[0]
-        for part, weight in zip(parts[1:], weights[1:], strict=True):
-            sums += (part.to(torch.float32) - wide) * weight
-        if total is not None:
-            sums /= total
-        new.copy_(round_to(wide + sums * factor, out.dtype))
-    return out
+    known, *others = _single((base, *tensors))
+    return exact.task_sum(known, others, weights, factor, out.dtype, total, out)
 
 
 @accelerated("merge")
@@ -81,7 +66,7 @@ def elect_sum(
     check((base, *tensors), (1.0, *weights))
     check_trims(tensors, low, last)
     out, start = torch.empty_like(base, memory_format=torch.contiguous_format), 0
-    for new, old, *parts in _chunks(out, base, *tensors, size=ELECTION):
+    for new, old, *parts in _chunks(out, base, *tensors):
         wide, terms = old.to(torch.float32), []
         for i, part in enumerate(parts):
             delta = part.to(torch.float32) if vectors else part.to(torch.float32).sub(wide)
@@ -95,7 +80,7 @@ def elect_sum(
         mixed *= sign
         if normalize:
             mixed /= share.add_(torch.eq(share, 0, out=yes))
-        new.copy_(round_to(wide + mixed * factor, out.dtype))
+        new.copy_(exact.round_to(wide + mixed * factor, out.dtype))
         start += new.numel()
     return out
 
@@ -117,6 +102,11 @@ def check(tensors: Sequence[Tensor], weights: Sequence[float]) -> None:
             )
 
 
+def _single(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Tensors of types that float32 holds: float64 is rounded to it."""
+    return [x.to(torch.float32) if x.dtype == torch.float64 else x for x in tensors]
+
+
 def _kept(delta: Tensor, low: float, last: int) -> Tensor:
     """delta after its trim. A hard shrinkage keeps what is greater than its bound; just below `low` it keeps what equals `low`, too."""
     if low < 0 or not len(delta):
@@ -134,5 +124,5 @@ def _sum(terms: Sequence[Tensor]) -> Tensor:
     return total
 
 
-def _chunks(*tensors: Tensor, size: int | None = None) -> Iterator[tuple[Tensor, ...]]:
-    return zip(*(t.reshape(-1).split(size or CHUNK) for t in tensors), strict=True)
+def _chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    return zip(*(t.reshape(-1).split(ELECTION) for t in tensors), strict=True)

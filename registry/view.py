@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from .objects.store import ObjectStore
     from .repository import Repository
 
+PLAIN = ("F64", "F32", "F16", "BF16")  # types whose bytes are lent
+
 
 def open_view(repo: Repository, snapshot_id: SnapshotId) -> ModelView:
     """The view of a snapshot; an adapter whose base is known is seen on its base, and `.own` is the adapter alone.
@@ -82,6 +84,18 @@ class ModelView:
         """The tensor in its stored type, on the CPU, in memory of its own: writing into it harms nobody."""
         entry = self.entry(name)
         return to_tensor(entry.dtype, entry.shape, self.raw(name))
+
+    def lent(self, name: str) -> torch.Tensor:
+        """The tensor as `tensor` gives it, in memory that others may read, too: never to be written into.
+
+        While somebody holds it, storage finds its bytes there, and decodes them for no one else.
+        """
+        entry = self.entry(name)
+        if entry.dtype not in PLAIN:
+            return self.tensor(name)
+        from .delta.buffers import borrow, dtype_of
+
+        return borrow(self.objects.lent(entry.digest), dtype_of(entry.dtype)).view(entry.shape)
 
     # --- files -----------------------------------------------------------------------------------------------
 
@@ -152,6 +166,11 @@ class EffectiveView(ModelView):
         if entry.dtype not in ("F32", "BF16", "F16"):  # the sum is taken in fp32: F64 would lose bits, eight-bit types nearly all
             raise ShapeMismatch(f"tensor {shown(name)} is of type {entry.dtype}, to which an adapter cannot be added")
         return _add(weight, self.own.tensor(term.up), self.own.tensor(term.down), term)
+
+    def lent(self, name: str) -> torch.Tensor:
+        """The tensor after the merge; one that the adapter does not change is lent by what holds it."""
+        plan = self._plan
+        return self.tensor(name) if name in plan.added or name in plan.replaced else self.base.lent(name)
 
     def files(self) -> tuple[FileEntry, ...]:
         """The files of base and adapter; where both have a path, the one that `file` reads."""

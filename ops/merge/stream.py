@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from ..base import Run
     from .merge import Merge
 
+LENDING = ("linear", "task")  # formulas that never write into what they are given
 AHEAD = 1  # tensors per thread that wait to be handed on
 
 
@@ -62,6 +63,7 @@ def apply(op: Merge, view: ModelView, run: Run) -> Iterator[Change]:
         workers = 1 if job.serial else max(1, run.threads)
         for done, changes in enumerate(_in_order(outputs, job.changes, workers), 1):
             yield from changes
+            job.held.pop(outputs[done - 1].name, None)
             run.progress("merge", done, len(outputs))
     kept = {name for output in outputs for name in (output.name, *output.also)}
     if not recipe.whole:
@@ -105,6 +107,7 @@ class Job:
     running: Draw | None
     vocabulary: Vocabulary | None
     cuts: Mapping[tuple[str, int], Cut] = field(default_factory=dict)
+    held: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)  # by output: what was read for it, until it is stored
     kept: Kept | None = None  # results of this run, should it have to be taken up again
 
     @property
@@ -136,6 +139,7 @@ class Job:
         if any(self.views[p.model].entry(p.tensor).dtype not in FLOATS for p in parts) or self._steady(output, parts):
             return None
         base, tensors = self._read(output)
+        self.held.pop(output.name, None)
         assert base is not None
         return tensors[index].to(torch.float32) - base.to(torch.float32)
 
@@ -181,7 +185,11 @@ class Job:
 
     def _read(self, output: Output) -> tuple[Tensor | None, tuple[Tensor, ...]]:
         parts = [*output.parts, *([output.base] if output.base else [])]
-        tensors = [self.views[p.model].tensor(p.tensor) for p in parts]
+        if self.vocabulary is None and self.recipe.spec.formula in LENDING:
+            tensors = [self.views[p.model].lent(p.tensor) for p in parts]
+            self.held[output.name] = tuple(tensors)
+        else:
+            tensors = [self.views[p.model].tensor(p.tensor) for p in parts]
         if self.vocabulary is not None and per_token(self.views, parts[0]):
             tensors = list(self.vocabulary.aligned([p.model for p in parts], tensors))
         return (tensors[-1], tuple(tensors[:-1])) if output.base else (None, tuple(tensors))

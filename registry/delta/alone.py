@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CorruptRecord
-from .buffers import bits
+from .buffers import bits, borrow
 from .crew import each, join_planes, split_planes
 from .entropy import Chunks, decode_section, encode_section, section_size
 
@@ -80,7 +80,8 @@ def fill(out: Tensor, wanted: slice, work: Iterable[tuple[slice, T]], decode: Ca
 
 
 def _decode_segment(data: memoryview, out: Tensor) -> None:
-    join_planes(stacked(decode_section(data, [len(out)] * out.element_size())[0], len(out)), out)
+    streams, _ = decode_section(data, [len(out)] * out.element_size())
+    join_planes([borrow(stream, torch.uint8) for stream in streams], out)
 
 
 def stacked(streams: list[np.ndarray], size: int) -> Tensor:

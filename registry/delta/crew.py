@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
@@ -22,7 +22,7 @@ from ...kernels import planes
 A = TypeVar("A")
 B = TypeVar("B")
 GRAIN = (1 << 15) - 64  # elements: just below what torch hands to its threads
-LONG = 1 << 17  # elements of a piece when torch has one thread anyway
+LONG = 1 << 18  # elements of a piece when torch has one thread anyway
 MOST = 4  # threads of ours
 
 _WORKER = threading.local()
@@ -104,7 +104,11 @@ def split_planes(x: Tensor) -> Tensor:
     return out
 
 
-def join_planes(coded: Tensor, out: Tensor) -> None:
-    """`kernels.planes.join_planes`, piece by piece, into `out` `[n]`."""
+def join_planes(coded: Sequence[Tensor], out: Tensor) -> None:
+    """`kernels.planes.join_planes`, piece by piece, into `out` `[n]`, from as many vectors as there are planes."""
+    if len(coded) == 2 and out.dtype in planes.ORDERED:
+        for part in pieces(len(out)):
+            planes.join_pair(coded[0][part], coded[1][part], out[part])
+        return
     for part in pieces(len(out)):
-        out[part] = planes.join_planes(coded[:, part], out.dtype)
+        out[part] = planes.join_planes(torch.stack([plane[part] for plane in coded]), out.dtype)

@@ -21,7 +21,6 @@ from .alone import encode_constant, segments
 from .blocks import block_sizes, row_of, write_table
 from .buffers import Buffer, as_bytes, bits, borrow, dtype_of, lend
 from .chooser import encode_block
-from .crew import pieces
 from .decode import decode_block, decode_range
 from .derived import RANK1, TASK, Derived, Read
 from .dtypes import CONSTANT, PLANES, RAW, SPARSE, item_size
@@ -50,12 +49,13 @@ class Formula:
 # --- evaluating ----------------------------------------------------------------------------------------------
 
 
-def combine(function: str, numbers: Sequence[float], xs: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """`linear` or `task` of vectors of one length."""
+def combine(function: str, numbers: Sequence[float], xs: Sequence[Tensor], out: Tensor) -> None:
+    """`linear` or `task` of vectors of one length, into `out`."""
     count, total = len(xs), numbers[len(xs)] if len(numbers) > len(xs) else None
     if function == TASK:
-        return exact.task_sum(xs[0], xs[1:], numbers[: count - 1], numbers[count - 1], dtype, total)
-    return exact.weighted_sum(xs, numbers[:count], dtype, total)
+        exact.task_sum(xs[0], xs[1:], numbers[: count - 1], numbers[count - 1], out.dtype, total, out)
+    else:
+        exact.weighted_sum(xs, numbers[:count], out.dtype, total, out)
 
 
 def derive(derived: Derived, read: Read, dtype: torch.dtype, shape: Sequence[int], rows: slice = slice(None)) -> Tensor:
@@ -73,15 +73,9 @@ def derive(derived: Derived, read: Read, dtype: torch.dtype, shape: Sequence[int
             w = xs[0].view(high - low, -1) if xs[0].numel() else xs[0].view(high - low, down.shape[1])
             part[:] = exact.add_rank1_terms(w, up[low:high], down, derived.numbers[0]).view(-1)
         else:
-            _fill(part, derived.function, derived.numbers, xs)
+            combine(derived.function, derived.numbers, xs, part)
     out = torch.empty((max(last - first, 0)) * math.prod(shape[1:]), dtype=dtype) if out is None else out
     return out.view(last - first, *shape[1:]) if shape else out.view(())
-
-
-def _fill(out: Tensor, function: str, numbers: Sequence[float], xs: Sequence[Tensor]) -> None:
-    cuts = pieces(len(out)) if out.device.type == "cpu" else [slice(0, len(out))]
-    for part in cuts:
-        out[part] = combine(function, numbers, [x[part] for x in xs], out.dtype)
 
 
 def predicted(formula: Formula, read: ReadSource, wanted: slice) -> Tensor:
@@ -94,7 +88,7 @@ def predicted(formula: Formula, read: ReadSource, wanted: slice) -> Tensor:
             bits(here)[:] = bits(_rank1(formula, read, part))
         else:
             xs = [borrow(read(index, part), dtype_of(word)) for index, word in enumerate(formula.sources)]
-            _fill(here, formula.function, formula.numbers, xs)
+            combine(formula.function, formula.numbers, xs, here)
     return out
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
+from weakref import WeakValueDictionary
 
 from ..delta.dtypes import CODECS, item_size
 from ..errors import CorruptRecord
@@ -10,7 +11,12 @@ from ..ids import Digest
 from .layout import MAX_DEPTH_READ, ObjectInfo
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from .sources import Shelf
+
+
+Borrowed = WeakValueDictionary[Digest, "np.ndarray"]  # bytes of tensors that somebody holds in memory, uint8 [n]
 
 
 class Reader(Protocol):
@@ -18,6 +24,9 @@ class Reader(Protocol):
 
     @property
     def shelf(self) -> Shelf: ...
+
+    @property
+    def borrowed(self) -> Borrowed: ...
 
     def info(self, digest: Digest) -> ObjectInfo: ...
 
@@ -42,6 +51,8 @@ def tensor_range(reader: Reader, info: ObjectInfo, start: int, stop: int, depth:
     """Raw bytes [start, stop) of a tensor, not yet verified. Raises CorruptRecord naming the object that cannot be decoded."""
     if info.kind != "tensor":
         raise CorruptRecord(f"object {info.digest} is a blob, not a tensor")
+    if (found := reader.borrowed.get(info.digest)) is not None and len(found) == info.raw_size:
+        return found.data[start:stop]
     if depth > MAX_DEPTH_READ:
         raise CorruptRecord(f"object {info.digest} hangs on a chain of more than {MAX_DEPTH_READ} deltas", hint="mlc fsck")
     if info.codec == "derived":

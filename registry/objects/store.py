@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 from blake3 import blake3
 
@@ -15,6 +16,8 @@ from .layout import MAX_DEPTH_READ, ObjectInfo
 from .packs import PackSet
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from .writer import PackWriter
 
 
@@ -25,6 +28,7 @@ class ObjectStore:
         self.directory = directory
         self.pack_set = PackSet(directory)
         self.shelf = sources.Shelf()
+        self.borrowed: chain.Borrowed = WeakValueDictionary()
 
     # --- questions -------------------------------------------------------------------------------------------
 
@@ -78,6 +82,21 @@ class ObjectStore:
         if tensor_digest(info.dtype, info.shape, [data]) != digest:
             raise self._mismatch(info)
         return data.toreadonly()
+
+    def lent(self, digest: Digest) -> np.ndarray:
+        """A tensor's bytes as `tensor_bytes` gives them, uint8 `[n]`, in memory that is shared by all who ask: never to be written into.
+
+        As long as somebody holds them, whatever is read of this tensor comes from there, and is verified as ever. Raises as `tensor_bytes`.
+        """
+        found = self.borrowed.get(digest)
+        if found is None:
+            import numpy as np
+
+            data, info = self.tensor_bytes(digest), self.info(digest)
+            mapped = info.codec == "raw" and not info.blocked  # private memory, lest the file is cut short meanwhile
+            found = np.frombuffer(bytes(data) if mapped else data, dtype=np.uint8)
+            self.borrowed[digest] = found
+        return found
 
     def tensor_range(self, digest: Digest, start: int, stop: int) -> memoryview:
         """A range of a tensor's bytes, *not verified* (a digest covers the whole): for readers that verify the whole themselves."""

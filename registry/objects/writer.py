@@ -108,6 +108,11 @@ class PackWriter:
         """Recipes and tables that were read."""
         return self._store.shelf
 
+    @property
+    def borrowed(self) -> chain.Borrowed:
+        """Tensors that somebody holds in memory."""
+        return self._store.borrowed
+
     def stored(self, info: ObjectInfo) -> memoryview:
         """Stored bytes of an object of the store or of this pack."""
         if info.pack:

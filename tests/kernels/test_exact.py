@@ -17,7 +17,7 @@ CHILD = Path(__file__).with_name("exact_child.py")
 # What may be called in exact.py, besides its own functions: all of it moves, rounds or combines elements one by one.
 ALLOWED = {
     "add", "sub", "mul", "div", "to", "t", "contiguous", "copy_", "isnan", "amax", "where", "tensor", "empty", "empty_like",
-    "is_floating_point", "dim", "numel", "get_num_threads",
+    "is_floating_point", "dim", "numel", "get_num_threads", "reshape", "view",
     "tuple", "list", "len", "range", "max", "min", "slice", "zip", "any", "bool", "float", "TypeError", "ValueError", "RuntimeError",
 }  # fmt: skip
 
@@ -84,6 +84,24 @@ def test_no_bit_depends_on_how_rows_are_chunked(monkeypatch):
     whole = exact.add_rank1_terms(w, up, down, 0.1)
     monkeypatch.setattr(exact, "_chunk", lambda: 23)
     assert exact.add_rank1_terms(w, up, down, 0.1).equal(whole)
+
+
+def test_no_bit_of_a_sum_depends_on_the_steps_and_it_may_be_written_anywhere(monkeypatch):
+    base, *xs = (torch.randn(101, generator=torch.Generator().manual_seed(i)).to(torch.bfloat16) for i in range(3))
+    xs[0][3], xs[1][50] = float("nan"), float("inf")
+    whole = [exact.weighted_sum(xs, (0.5, -0.7), torch.float16, 1.5), exact.task_sum(base, xs, (1.0, 0.3), 0.9, torch.bfloat16, 1.3)]
+    monkeypatch.setattr(exact, "_chunk", lambda: 23)
+    out = torch.empty(2, 101, dtype=torch.float16), torch.empty(2, 101, dtype=torch.bfloat16)
+    exact.weighted_sum(xs, (0.5, -0.7), torch.float16, 1.5, out[0][1])
+    exact.task_sum(base, xs, (1.0, 0.3), 0.9, torch.bfloat16, 1.3, out[1][1])
+    assert [x[1].view(torch.int16).tolist() for x in out] == [x.view(torch.int16).tolist() for x in whole]
+
+
+def test_a_sum_is_its_single_steps():
+    base, x, y = (torch.randn(70, generator=torch.Generator().manual_seed(i)) for i in range(3))
+    steps = exact.add(exact.scale(exact.sub(x, base), 0.6), exact.scale(exact.sub(y, base), 1.0))
+    merged = exact.task_sum(base, (x, y), (0.6, 1.0), 0.9, torch.float32, 1.6)
+    assert merged.equal(exact.add(base, exact.scale(exact.div(steps, torch.tensor(1.6)), 0.9)))
 
 
 def test_every_nan_leaves_as_the_canonical_one():

@@ -105,3 +105,14 @@ def test_two_vectors_of_one_kind_are_asked_for(target: torch.Tensor, base: torch
 def test_planes_of_another_width_are_refused():
     with pytest.raises(ValueError, match="planes of"):
         join_planes(torch.zeros(2, 5, dtype=torch.uint8), torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_two_planes_are_joined_in_place_for_every_pattern_of_sixteen_bits(dtype: torch.dtype):
+    every = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16).view(dtype)
+    low, high = split_planes(every)
+    out = torch.zeros_like(every)
+    planes.join_pair(low, high, out)
+    assert bits(out) == bits(every)
+    with pytest.raises(ValueError, match="two planes"):
+        planes.join_pair(low[1:], high, out)

@@ -99,6 +99,9 @@ class MemoryView:
         self.reads.append(name)
         return self._tensors[name].clone()
 
+    def lent(self, name: str) -> torch.Tensor:
+        return self.tensor(name)
+
     def primary_names(self) -> tuple[str, ...]:
         return self.names()
 

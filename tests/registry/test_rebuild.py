@@ -270,7 +270,7 @@ def test_in_whatever_order_tensors_come_and_however_often_the_file_has_its_own_h
         for changes in ([SetTensor(n, now[n]) for n in order], [first, *(SetTensor(n, now[n]) for n in order), SetTensor("b", now["b"])]):
             snapshot, _ = apply(repo, store(repo, model), *changes)
             out = tmp_path / f"{number}-{len(changes)}"
-            export(repo, snapshot.id, out)
+            export(repo, snapshot, out)
             written = hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest()
             assert written == next(file.sha256 for file in snapshot.files if file.path == "model.safetensors")
 
