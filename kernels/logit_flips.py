@@ -15,7 +15,7 @@ from torch import Tensor
 from .dispatch import accelerated
 
 DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
-WORK = 1 << 15  # elements of a working buffer (a row at least): 128 KiB, and a few of them at a time
+WORK = 1 << 14  # elements of a working buffer (a row at least): 64 KiB, and a few of them at a time
 
 
 class Flips(NamedTuple):

@@ -21,7 +21,7 @@ from ...registry.records import canonical
 from ..evaluate.suite import Suite, load_suite
 from .corpus import ANSWERS, PROMPTS, join
 
-Role = Literal["forget", "retain", "holdout"]
+Role = Literal["forget", "retain", "holdout", "anchor"]
 ROWS = (".jsonl", ".ndjson", ".json")
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from ..arch import layer_of
 from ..base import Plan
+from ..compat.options import parse_anchors
+from ..compat.planning import records
 from ..data.corpus import read_corpus
 from .growth import fits_ranking, rankable
 from .layout import Layout, expandable, expanded_names, known_blocks, lay_out, layout_for
@@ -31,6 +33,8 @@ def plan(op: Update, view: ModelView) -> Plan:
     for replay in op.replays:
         if replay.path is not None:
             read_corpus(replay.path, role="replay")
+    if op.compat_data:
+        records(parse_anchors(op.compat_data).path)
     elements = _count(view, view.names())
     touches, trainable, bytes_touched, what = _reach(op, view)
     tokens = op.steps * op.batch * op.grad_accum * length

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ...registry.errors import Incompatible
 from ..base import Change, Check, Run
+from ..compat.answers import compared, compatible
 from ..data.corpus import read_corpus
 from ..data.identity import KIND, documents, identities
 from ..engine import Attached, LocalEngine, Objective, TrainSettings
@@ -58,12 +59,14 @@ def apply(op: Update, view: ModelView, run: Run) -> Iterator[Change]:
         run.note("the data is too small to hold a part out: the check measures rows that were trained on")
     method = _method(op, view, run, rows)
     settings = resolve(op, view, run)
-    objective = _objective(op, view, run, rows)
+    mixture, objective = rows.mixture, _objective(op, view, run, rows)
+    if op.compat_with is not None:
+        mixture, objective = compatible(op, view, run, mixture, objective)
     kept = protection(op, view, run, rows, method.module, settings.lr)
     if kept.pulls:
         objective = Anchored(objective, method.module, kept.pulls)
     along = riders(op, method.module, run.seed)
-    outcome = LocalEngine().train(method.module, rows.mixture, settings, run, objective=objective, masks=kept.masks, attached=along)
+    outcome = LocalEngine().train(method.module, mixture, settings, run, objective=objective, masks=kept.masks, attached=along)
     run.record("training", _facts(op, settings, rows, outcome, method.module))
     if controls := _controls(kept.facts, along):
         run.record("controls", controls)
@@ -155,6 +158,8 @@ def check(op: Update, before: ModelView, after: ModelView, run: Run) -> Check:
     }
     if rows.old:
         values["replay"] = {k: {"loss_before": was[f"old {k}"], "loss_after": now[f"old {k}"]} for k in rows.old}
+    if op.compat_with is not None:
+        values["compat"] = compared(op, before, after, run)
     if op.method in ("expand", "tune"):
         values["expansion"] = check_old_tensors(before, after, growth_of(op, before, run))
     if was["data"] is not None and now["data"] is not None and now["data"] < was["data"]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ...registry.errors import BadParameter
 from ..base import Change, Check, Expectations, Operation, Plan, Run, option
+from ..compat.options import check_compat
 from .growth import check_growth
 from .options import Adapter, Replay, check_controls, parse_adapter, parse_ema, parse_protect, parse_replay
 
@@ -51,6 +52,14 @@ class Update(Operation):
     token: str = option("mean", help="importance is measured over all tokens (mean) or at the last one of a row (last)")
     dedup: str = option("none", help="duplicates in the data are counted (none) or left out: exact, or near as well")
     replay: tuple[str, ...] = option((), help="FILE:RATIO, self:RATIO or sample:RATIO: share of the rows taken from old text, or from the model itself")
+    compat_with: str | None = option(None, help="the older version whose right answers shall stay")
+    compat_data: str | None = option(None, help="FILE or FILE:RATIO: anchors that it answers, and their share of the rows (default: 0.5)")
+    compat: str = option("focal-kl", help="how they stay: focal-kl, focal-logits, kd, muscle-student or muscle-new")
+    compat_new: str | None = option(None, help="MUSCLE's second teacher (default: the version that is trained)")
+    compat_alpha: float = option(1.0, help="weight of every anchor")
+    compat_beta: float = option(5.0, help="further weight of anchors that the older version has right")
+    compat_tau: float = option(1.0, help="temperature of the divergence")
+    compat_lambda: float = option(1.0, help="weight of the compatibility loss beside the labels'")
     protect: str = option("none", help="what must stay is kept by: spu, ewc, hle, l2sp, or several with commas between")
     protect_rate: float = option(0.1, help="share of the first MLP matrices that --protect spu lets move")
     protect_weight: float | None = option(None, help="how strong ewc, hle and l2sp pull back (default: by method)")
@@ -86,6 +95,7 @@ class Update(Operation):
         parse_replay(self.replay)
         parse_adapter(self.adapter)
         check_controls(self)
+        check_compat(self)
 
     # --- what the options mean ---
 

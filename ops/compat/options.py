@@ -1,0 +1,93 @@
+"""What may be asked of a compatible update, and what it means. Pure Python.
+
+Focal distillation is positive-congruent training's (Yan et al., 2011.09161), the token masks are MUSCLE's (2407.09435), whose description
+leaves open whose mistakes decide: those of the model in training (`muscle-student`) or those of the frozen new version (`muscle-new`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ...registry.errors import BadParameter
+
+if TYPE_CHECKING:
+    from ..update.train import Update
+
+METHODS = ("focal-kl", "focal-logits", "kd", "muscle-student", "muscle-new")
+SHARE = 0.5  # of the rows, when no ratio is given
+TOP = 64  # tokens of a stored distribution
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a version is held to an older one: `focal` weights are alpha + beta where the old version is right."""
+
+    method: str = "focal-kl"
+    alpha: float = 1.0
+    beta: float = 5.0
+    tau: float = 1.0  # temperature of the divergence; the card's 100 is for image classes, 1 was measured for language models
+    weight: float = 1.0  # lambda
+
+    def __post_init__(self) -> None:
+        _require(self.method in METHODS, f"a compatible update is one of {', '.join(METHODS)}, not {self.method!r}")
+        for name, value in (("alpha", self.alpha), ("beta", self.beta), ("lambda", self.weight)):
+            _require(math.isfinite(value) and value >= 0, f"{name} must not be negative, it is {value}")
+        _require(math.isfinite(self.tau) and self.tau > 0, f"tau is a temperature above 0, not {self.tau}")
+        _require(self.muscle or self.alpha + (0 if self.plain else self.beta) > 0, "alpha and beta are both 0: nothing would be kept")
+        _require(self.weight > 0, "lambda is 0: nothing would be kept")
+
+    @property
+    def muscle(self) -> bool:
+        """Two teachers and a mask per token."""
+        return self.method.startswith("muscle")
+
+    @property
+    def plain(self) -> bool:
+        """Distillation that asks nobody who is right."""
+        return self.method == "kd"
+
+
+@dataclass(frozen=True, slots=True)
+class AnchorFile:
+    """One file of anchors and its share of all rows."""
+
+    path: str
+    share: float
+
+
+def parse_anchors(text: str) -> AnchorFile:
+    """`FILE` or `FILE:RATIO`; raises BadParameter for a ratio outside 0..1."""
+    head, colon, tail = text.rpartition(":")
+    try:
+        share = float(tail) if colon and head else None
+    except ValueError:  # a colon that belongs to the name
+        share = None
+    if share is None:
+        return AnchorFile(text, SHARE)
+    _require(0 < share < 1, f"--compat-data {text!r}: the ratio is a share of the rows between 0 and 1", "for example anchors.jsonl:0.5")
+    return AnchorFile(head, share)
+
+
+def check_compat(op: Update) -> None:
+    """Raise BadParameter when the compat options of an update contradict each other."""
+    settings = settings_of(op)
+    if op.compat_with is None:
+        given = next((name for name in ("compat_data", "compat_new") if getattr(op, name)), None)
+        flag = (given or "").replace("_", "-")
+        _require(given is None, f"--{flag} is given without --compat-with", "name the older version: --compat-with REV")
+        return
+    _require(bool(op.compat_data), "--compat-with needs --compat-data: records that the older version answers", "--compat-data FILE:0.5")
+    _require(op.compat_new is None or settings.muscle, f"{op.compat} has one teacher: --compat-new is MUSCLE's", "--compat muscle-student")
+    parse_anchors(op.compat_data or "")
+
+
+def settings_of(op: Update) -> Settings:
+    """How an update is held to an older version."""
+    return Settings(op.compat, op.compat_alpha, op.compat_beta, op.compat_tau, op.compat_lambda)
+
+
+def _require(condition: bool, sentence: str, hint: str | None = None) -> None:
+    if not condition:
+        raise BadParameter(sentence, hint=hint or "mlc align --help")
