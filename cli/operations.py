@@ -58,7 +58,8 @@ def build(operation: type[Operation], recipe: dict[str, Any], words: dict[str, A
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and field.name not in values:
             flag = flag_of(field)
-            raise BadParameter(f"{operation.name} needs {flag}: {field.metadata.get('help', '')}", hint=f"mlc {operation.name} --help")
+            verb = operation.name.replace(".", " ")
+            raise BadParameter(f"{verb} needs {flag}: {field.metadata.get('help', '')}", hint=f"mlc {verb} --help")
     return operation.from_params(values)
 
 
@@ -82,10 +83,21 @@ def begin(
     if resume is None:
         values = {**(read_given(how.recipe, operation.name) if how.recipe else {}), **words}
         return lifecycle.run(session.repo, build(operation, {}, pin(values)), ref=rev, **common)
+    if words and not rev and not how.recipe and words.keys() <= set(operation.retunable):
+        return lifecycle.run(session.repo, _retuned(session, operation, words, resume), resume=resume, **common)
     if words or rev or how.recipe:
-        again = f"mlc {operation.name} --resume {resume}"
+        again = f"mlc {operation.name.replace('.', ' ')} --resume {resume}"
         raise BadParameter("--resume goes on with the options that the run was started with.", hint=again)
     return lifecycle.run(session.repo, None, resume=resume, **common)
+
+
+def _retuned(session: Session, operation: type[Operation], words: dict[str, Any], resume: str) -> Operation:
+    """The operation of an unfinished run with more of what may be added to while it lasts."""
+    from ..policies.lifecycle import LATEST
+    from ..policies.runs import Runs
+
+    asked = Runs(session.repo).find(None if resume == LATEST else resume, operation.name).params
+    return operation.from_params({**asked, **{name: (*asked[name], *more) for name, more in words.items()}})  # type: ignore[misc]
 
 
 def flag_of(field: dataclasses.Field[Any]) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
-from ..registry.errors import BadParameter
+from ..registry.errors import BadParameter, CheckFailed
 from ..registry.records import InputRecord, Json
 
 if TYPE_CHECKING:
@@ -175,6 +175,10 @@ class History(Protocol):
         ...
 
 
+class Diverged(CheckFailed):
+    """Training gave no numbers any more. The state before that step is saved: the run can go on with what the operation lets change."""
+
+
 # --- the contract ----------------------------------------------------------------------------------------
 
 
@@ -186,6 +190,7 @@ class Operation(ABC):
     version: ClassVar[int] = 1
     needs_forward: ClassVar[bool] = False  # True: a transformers model must be buildable from the parent
     produces: ClassVar[Literal["model", "adapter"]] = "model"
+    retunable: ClassVar[tuple[str, ...]] = ()  # fields (tuples) that a resumed run may be given more of
 
     def params(self) -> dict[str, Json]:
         """Every field, JSON-ready: what the commit records and a replay reads back."""

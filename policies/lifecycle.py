@@ -14,7 +14,7 @@ from dataclasses import asdict
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Unpack
 
-from ..ops.base import Change, Check, Operation, Plan, SetFile, SetTensor
+from ..ops.base import Change, Check, Diverged, Operation, Plan, SetFile, SetTensor
 from ..registry.errors import BadParameter, CheckFailed, Incompatible, Interrupted, NotFound, RefMoved, StalePlan, UsageError
 from ..registry.formats import directory
 from ..registry.ids import CommitId, short
@@ -114,14 +114,21 @@ def redo(repo: Repository, author: str) -> list[Any]:
 # --- the steps -------------------------------------------------------------------------------------------
 
 
+def _verb(op: Operation) -> str:
+    """What is typed for an operation: the first part of its name, but for sub-verbs that train."""
+    return "patch train" if op.name == "patch.train" else op.name.partition(".")[0]
+
+
 def _resumed(court: Court, op: Operation | None, info: RunInfo) -> Outcome:
     from ..ops.catalog import load
 
     repo = court.repo
     if op is None:
         op = load(info.op).from_params(info.params)
+    elif _only_retuned(op, info):
+        info = Runs(repo).amended(info, _fields(op))
     elif info.params != _fields(op):
-        verb = op.name.partition(".")[0]
+        verb = _verb(op)
         raise StalePlan(f"run {info.id} was started with other options", hint=f"mlc {verb} --resume {info.id}, without other options")
     target = Target(info.start, info.branch, info.old)
     if (branch := court.request.branch) is not None:
@@ -133,7 +140,7 @@ def _resumed(court: Court, op: Operation | None, info: RunInfo) -> Outcome:
 
 def _carried_out(court: Court, op: Operation, target: Target, plan: Plan, active: ActiveRun) -> Outcome:
     active.listener = court.request.progress
-    again = f"mlc {op.name.partition('.')[0]} --resume {active.id}"
+    again = f"mlc {_verb(op)} --resume {active.id}"
     try:
         outcome = _attempt(court, op, target, plan, active)
     except KeyboardInterrupt:
@@ -143,7 +150,9 @@ def _carried_out(court: Court, op: Operation, target: Target, plan: Plan, active
     except RefMoved as fault:
         own = " --branch NAME keeps the result on a branch of its own" if "ref" in fault.details else " tries the last steps again"
         raise RefMoved(fault.message, hint=again + own, **fault.details) from fault
-    except (CheckFailed, UsageError, NotFound, Incompatible):
+    except (CheckFailed, UsageError, NotFound, Incompatible) as fault:
+        if isinstance(fault, Diverged) and op.retunable and Runs(court.repo).info(active.id).step:
+            raise  # with more of what may be changed it can go on from the state before
         active.finish()  # the same attempt again would end the same
         raise
     active.finish(committed=True)
@@ -226,6 +235,13 @@ def _within(op: Operation, plan: Plan, changes: Iterable[Change]) -> Iterator[Ch
 def _failed(check: Check, values: dict[str, Json]) -> CheckFailed:
     reason = check.reason or "the operation's own check failed"
     return CheckFailed(f"{reason}; nothing was committed", hint=check.hint, check=values)
+
+
+def _only_retuned(op: Operation, info: RunInfo) -> bool:
+    """Whether nothing but fields that may be added to while a run lasts differs from what the run was started with."""
+    asked = _fields(op)
+    other = {name for name in asked.keys() | info.params.keys() if asked.get(name) != info.params.get(name)}
+    return bool(other) and other <= set(op.retunable)
 
 
 def _told_again(repo: Repository, commit_id: CommitId, target: Target, active: ActiveRun) -> Outcome:

@@ -123,6 +123,14 @@ class Runs:
         finally:
             os.close(lock)
 
+    def amended(self, info: RunInfo, params: dict[str, Json]) -> RunInfo:
+        """The run, asked for with these parameters from now on."""
+        info = dataclasses.replace(info, params=params)
+        place = self.path / info.id
+        with fs.faults_in_words(place):
+            fs.replace_text(place / "run.json", canonical(_asked(info)).decode())
+        return info
+
     def forget(self, run_id: str) -> None:
         """Remove a run's directory and its key. A run that was recorded, but died before it could say so, keeps its key."""
         repo = self.repo

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .base import Attached, Engine, Feed, Masks, Objective, Outcome, TrainSettings, Watch
+from .base import Attached, Engine, Feed, Masks, Objective, Outcome, State, TrainSettings, Watch
 from .local import LocalEngine
 
-__all__ = ["Attached", "Engine", "Feed", "LocalEngine", "Masks", "Objective", "Outcome", "TrainSettings", "Watch"]
+__all__ = ["Attached", "Engine", "Feed", "LocalEngine", "Masks", "Objective", "Outcome", "State", "TrainSettings", "Watch"]

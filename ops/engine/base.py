@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from ..base import Run
 
-Decay = Literal["cosine", "linear", "constant", "wsd"]
+Decay = Literal["cosine", "linear", "constant", "wsd", "infinite"]
 Precision = Literal["fp32", "bf16"]
 
 
@@ -34,6 +34,17 @@ class TrainSettings:
     seed: int = 0
     threads: int = 1
     dropout: bool = True  # False: the module stays in evaluation mode, so that nothing in a step is random but its rows
+    keep_stable: bool = False  # hand back the state before the rate of a `wsd` or `infinite` run falls
+    slow: tuple[tuple[int, float], ...] = ()  # (step, counted from 1, factor): from there on the rate is that much lower
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Where training stands after `step` steps: parameters and moments as the engine saves them, on the CPU, and what was read."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    meta: dict[str, Any]  # `rows`: digest of the feed, `batches`: how many were read, `rate`: of the last step
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +55,7 @@ class Outcome:
     tokens: int
     curve: tuple[tuple[int, float], ...]
     resumed_at: int
+    stable: State | None = None  # before the rate fell, where `keep_stable` asked for it
 
 
 class Movable(Protocol):
@@ -118,11 +130,14 @@ class Engine(Protocol):
         masks: Masks | None = None,
         watch: Watch | None = None,
         attached: Sequence[Attached] = (),
+        start: State | None = None,
     ) -> Outcome:
-        """Raises CheckFailed when the loss is no longer a number. Resumes from `run.load_state()` when there is one.
+        """Resumes from `run.load_state()` when there is one. Raises Diverged, the state before that step saved, when loss or gradient is no
+        longer a number.
 
         masks: where they say False an element keeps its bits, whatever clipping, moments and weight decay do (parameters without a
         mask move freely); the same holds for what `attached` puts in place. watch: asked after every step, before a state is saved.
-        attached: called after every step in the order given, and once at the end.
+        attached: called after every step in the order given, and once at the end. start: weights and moments to begin with; when the
+        rows are those that it was made on, they are read on from where it stopped.
         """
         ...

@@ -15,15 +15,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ...registry.errors import CheckFailed, StalePlan
-from .base import Attached, Feed, Masks, Objective, Outcome, TrainSettings, Watch
-from .schedule import learning_rate
+from ...registry.errors import StalePlan
+from ..base import Diverged
+from .base import Attached, Feed, Masks, Objective, Outcome, State, TrainSettings, Watch
+from .schedule import learning_rate, stable_steps
 
 if TYPE_CHECKING:
     from ..base import Run
     from ..data.mixing import Batch
 
 POINTS = 100  # of the loss curve that is kept
+STABLE = "stable."  # before the names of a stable state inside a saved one
 
 
 @contextmanager
@@ -66,13 +68,14 @@ class LocalEngine:
         masks: Masks | None = None,
         watch: Watch | None = None,
         attached: Sequence[Attached] = (),
+        start: State | None = None,
     ) -> Outcome:
         """Train in place; see `Engine`."""
         where = device()
         placed(module)
         with threads(settings.threads), torch.random.fork_rng(devices=[where.index or 0] if where.type == "cuda" else []):
             torch.manual_seed(settings.seed)
-            return _Loop(module, rows, settings, run, objective, where, masks, watch, attached).run_all()
+            return _Loop(module, rows, settings, run, objective, where, masks, watch, attached, start).run_all()
 
 
 class _Loop:
@@ -87,8 +90,9 @@ class _Loop:
         masks: Masks | None = None,
         watch: Watch | None = None,
         attached: Sequence[Attached] = (),
+        start: State | None = None,
     ) -> None:
-        self.attached = tuple(attached)
+        self.attached, self.start = tuple(attached), start
         self.module, self.rows, self.s, self.run, self.objective, self.where = module, rows, s, run, objective, where
         self.trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
         decayed = [p for p in self.trained.values() if p.dim() > 1]
@@ -99,6 +103,11 @@ class _Loop:
         self.watch = watch
         self.losses: list[float] = []
         self.digest = rows.digest()
+        # A run that begins where another stood reads on behind it, where the rows are the same.
+        self.read = start.meta["batches"] if start is not None and start.meta["rows"] == self.digest else 0
+        self.stable_at = stable_steps(s) if s.keep_stable else None
+        self.stable: State | None = None
+        self.rng = torch.get_rng_state()  # as before the step under way
 
     def run_all(self) -> Outcome:
         start = self._restore()
@@ -106,8 +115,16 @@ class _Loop:
         began, per_step, done = time.perf_counter(), self.s.grad_accum * self.rows.batch_tokens, start
         for step in range(start, self.s.steps):
             rate = learning_rate(step, self.s)
-            self.losses.append(self._step(step, rate))
+            self.rng = torch.get_rng_state()
+            try:
+                self.losses.append(self._step(step, rate))
+            except Diverged:
+                if step:  # nothing is lost before the first step
+                    self._save(step, self.rng)
+                raise
             done = step + 1
+            if done == self.stable_at:
+                self.stable = State(done, _copies(self._tensors(torch.get_rng_state())), self._meta(done, rate))
             speed = (done - start) * per_step / max(time.perf_counter() - began, 1e-9)
             enough = self.watch is not None and self.watch(done)
             if not enough and done < self.s.steps and self.s.save_every and done % self.s.save_every == 0:
@@ -119,7 +136,7 @@ class _Loop:
             rider.finish(self.module)
         self.frozen.restore()
         self.module.eval()
-        return Outcome(done, done * per_step, curve(self.losses), start)
+        return Outcome(done, done * per_step, curve(self.losses), start, self.stable)
 
     def _step(self, step: int, rate: float) -> float:
         for group in self.optimizer.param_groups:
@@ -127,7 +144,7 @@ class _Loop:
         self.optimizer.zero_grad(set_to_none=True)
         total = 0.0
         for part in range(self.s.grad_accum):
-            batch = self.rows.at(step * self.s.grad_accum + part)
+            batch = self.rows.at(self.read + step * self.s.grad_accum + part)
             with autocast(self.s.precision, self.where):
                 loss = self.objective(self.module, batch.to(self.where)) / self.s.grad_accum
             loss.backward()
@@ -145,31 +162,62 @@ class _Loop:
                 self.optimizer.state.pop(self.trained[name], None)
         return total
 
-    def _broken(self, what: str, step: int) -> CheckFailed:
-        return CheckFailed(
-            f"the {what} is no longer a number at step {step + 1} of {self.s.steps}", hint=f"try --lr {self.s.lr / 4:.2g}", step=step + 1
-        )
+    def _broken(self, what: str, step: int) -> Diverged:
+        kept = f"; the state after step {step} is kept" if step else ""
+        sentence = f"the {what} is no longer a number at step {step + 1} of {self.s.steps}{kept}"
+        return Diverged(sentence, hint=f"try --lr {self.s.lr / 4:.2g}", step=step + 1)
 
     # --- a state that survives a kill ---
 
-    def _save(self, step: int) -> None:
-        tensors: dict[str, Tensor] = {"rng": torch.get_rng_state()}
+    def _tensors(self, rng: Tensor) -> dict[str, Tensor]:
+        """Parameters, moments and generator: live ones, to be copied or written at once."""
+        tensors: dict[str, Tensor] = {"rng": rng}
         for name, parameter in self.trained.items():
             tensors[f"param.{name}"] = parameter.detach()
             if moments := self.optimizer.state.get(parameter):  # none where no gradient has come by
                 tensors[f"m.{name}"], tensors[f"v.{name}"] = moments["exp_avg"], moments["exp_avg_sq"]
                 tensors[f"t.{name}"] = moments["step"]  # its own count: fewer where gradients came late or moments were dropped
+        return tensors
+
+    def _meta(self, step: int, rate: float) -> dict[str, Any]:
+        return {"rows": self.digest, "batches": self.read + step * self.s.grad_accum, "rate": rate}
+
+    def _save(self, step: int, rng: Tensor | None = None) -> None:
+        tensors = self._tensors(torch.get_rng_state() if rng is None else rng)
         for number, rider in enumerate(self.attached):
             tensors |= {f"attached.{number}.{name}": tensor for name, tensor in rider.state().items()}
-        self.run.save_state(step, tensors, {"losses": self.losses, "rows": self.digest})
+        meta: dict[str, Any] = {"losses": self.losses, "rows": self.digest, "slow": self._slowed(step)}
+        if self.stable is not None:
+            tensors |= {f"{STABLE}{name}": tensor for name, tensor in self.stable.tensors.items()}
+            meta["stable"] = [self.stable.step, self.stable.meta]
+        self.run.save_state(step, tensors, meta)
+
+    def _slowed(self, step: int) -> list[list[float]]:
+        """What has had a part in the rates of the first `step` steps."""
+        return [[first, factor] for first, factor in self.s.slow if first <= step]
 
     def _restore(self) -> int:
         state = self.run.load_state()
         if state is None:
+            if self.start is not None:
+                self._put(self.start.tensors)
             return 0
         step, tensors, meta = state
         if meta["rows"] != self.digest:
             raise StalePlan("the data of this run has changed since it was stopped", hint="start it again without --resume")
+        if meta.get("slow", []) != self._slowed(step):
+            raise StalePlan(f"--slow speaks of a step that is over: {step} are done", hint=f"--slow {step + 1}:0.25")
+        if "stable" in meta:
+            held = {name.removeprefix(STABLE): t for name, t in tensors.items() if name.startswith(STABLE)}
+            self.stable = State(meta["stable"][0], held, meta["stable"][1])
+        self._put(tensors)
+        for number, rider in enumerate(self.attached):
+            own = f"attached.{number}."
+            rider.load({name.removeprefix(own): tensor for name, tensor in tensors.items() if name.startswith(own)})
+        self.losses = list(meta["losses"])
+        return step
+
+    def _put(self, tensors: dict[str, Tensor]) -> None:
         with torch.no_grad():
             for name, parameter in self.trained.items():
                 parameter.copy_(tensors[f"param.{name}"])
@@ -180,12 +228,11 @@ class _Loop:
                     "exp_avg": tensors[f"m.{name}"].to(self.where, copy=True),
                     "exp_avg_sq": tensors[f"v.{name}"].to(self.where, copy=True),
                 }
-        for number, rider in enumerate(self.attached):
-            own = f"attached.{number}."
-            rider.load({name.removeprefix(own): tensor for name, tensor in tensors.items() if name.startswith(own)})
         torch.set_rng_state(tensors["rng"].cpu())
-        self.losses = list(meta["losses"])
-        return step
+
+
+def _copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
 
 
 class Frozen:

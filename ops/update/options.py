@@ -113,9 +113,24 @@ def parse_ema(text: str) -> str | float:
     return share
 
 
+def parse_slow(items: Sequence[str]) -> tuple[tuple[int, float], ...]:
+    """(step, counted from 1, factor) of every `--slow STEP:FACTOR`. Raises BadParameter."""
+    found = []
+    for item in items:
+        head, _, tail = item.partition(":")
+        try:
+            step, factor = int(head), float(tail)
+        except ValueError:
+            step, factor = 0, math.nan
+        if step < 1 or not 0 < factor < 1:
+            raise BadParameter(f"--slow {item!r} is not STEP:FACTOR with a factor between 0 and 1", hint="for example: --slow 80:0.25")
+        found.append((step, factor))
+    return tuple(found)
+
+
 def check_controls(op: Update) -> None:
     """What `Update` checks about the controls of forgetting: values, and what cannot be combined. Raises BadParameter."""
-    kinds, _ = parse_protect(op.protect), parse_ema(op.ema)
+    kinds, _, _ = parse_protect(op.protect), parse_ema(op.ema), parse_slow(op.slow)
     _require(0 < op.protect_rate <= 1, f"--protect-rate is a share above 0, up to 1, not {op.protect_rate}")
     weight = op.protect_weight
     _require(weight is None or (math.isfinite(weight) and weight > 0), f"--protect-weight must be a positive number, not {weight}")

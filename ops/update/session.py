@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ...registry.errors import Incompatible
-from ..base import Change, Check, Run
+from ..base import Change, Check, Diverged, Run
 from ..compat.answers import compared, compatible
 from ..data.corpus import read_corpus
 from ..data.identity import KIND, documents, identities
-from ..engine import Attached, LocalEngine, Objective, TrainSettings
+from ..engine import Attached, Feed, LocalEngine, Objective, Outcome, State, TrainSettings
 from ..engine.local import language_loss, mean_loss, placed, threads
 from ..models import load_model, read_config
 from .expand import Expand, check_old_tensors, growth_of
@@ -28,6 +28,7 @@ from .precision import choose_precision
 from .protect import Anchored, protection
 from .riders import Ema, riders
 from .rows import Prepared, prepare
+from .stable import begun, kept
 
 if TYPE_CHECKING:
     from ...registry.view import ModelView
@@ -58,19 +59,33 @@ def apply(op: Update, view: ModelView, run: Run) -> Iterator[Change]:
     if not rows.spared and op.holdout:
         run.note("the data is too small to hold a part out: the check measures rows that were trained on")
     method = _method(op, view, run, rows)
-    settings = resolve(op, view, run)
+    placed(method.module)  # what is measured and kept of the parent lies where it is trained
+    start = begun(view, run) if op.begin == "stable" else None
+    settings = resolve(op, view, run, start)
     mixture, objective = rows.mixture, _objective(op, view, run, rows)
     if op.compat_with is not None:
         mixture, objective = compatible(op, view, run, mixture, objective)
-    kept = protection(op, view, run, rows, method.module, settings.lr)
-    if kept.pulls:
-        objective = Anchored(objective, method.module, kept.pulls)
+    guard = protection(op, view, run, rows, method.module, settings.lr)
+    if guard.pulls:
+        objective = Anchored(objective, method.module, guard.pulls)
     along = riders(op, method.module, run.seed)
-    outcome = LocalEngine().train(method.module, mixture, settings, run, objective=objective, masks=kept.masks, attached=along)
+    outcome = _trained(method.module, mixture, settings, run, objective=objective, masks=guard.masks, attached=along, start=start)
     run.record("training", _facts(op, settings, rows, outcome, method.module))
-    if controls := _controls(kept.facts, along):
+    if controls := _controls(guard.facts, along):
         run.record("controls", controls)
-    yield from method.changes()
+    yield from kept(method.changes(), outcome.stable, view, run)
+
+
+def _trained(module: nn.Module, feed: Feed, settings: TrainSettings, run: Run, **how: Any) -> Outcome:
+    """Train; when the numbers break off, say how to go on from the state that was saved."""
+    try:
+        return LocalEngine().train(module, feed, settings, run, **how)
+    except Diverged as fault:
+        step = fault.details["step"]
+        if step > 1:
+            again = f"mlc update --resume {run.id} --slow {step}:0.25 goes on with a quarter of the rate"
+            raise Diverged(f"{fault.message}; nothing was committed", hint=again, **fault.details) from None
+        raise
 
 
 def _leave_documents(op: Update, run: Run) -> None:
@@ -96,8 +111,8 @@ def _objective(op: Update, view: ModelView, run: Run, rows: Prepared) -> Objecti
 
 
 def _controls(protected: dict[str, Any], along: Sequence[Attached]) -> dict[str, Any]:
-    means = {"ema": rider.facts() for rider in along if isinstance(rider, Ema)}
-    return {**protected, **means}
+    means = [rider.facts() for rider in along if isinstance(rider, Ema)]
+    return {**protected, "ema": means[0]} if means else dict(protected)
 
 
 def require_language_model(view: ModelView) -> None:
@@ -110,14 +125,15 @@ def require_language_model(view: ModelView) -> None:
         raise Incompatible(f"`update` trains language models that predict the next token; this is a {named or kind}")
 
 
-def resolve(op: Update, view: ModelView, run: Run) -> TrainSettings:
-    """The settings after defaults."""
+def resolve(op: Update, view: ModelView, run: Run, start: State | None = None) -> TrainSettings:
+    """The settings after defaults. From a stable state the rate goes on as it was: no warming up, and no cooling down to it again."""
     parameters = sum(math.prod(view.entry(n).shape) for n in view.names())
+    usual = start.meta["rate"] if start is not None else default_rate(parameters, "few" if "spu" in op.protections else op.method)
     return TrainSettings(
         steps=op.steps,
-        lr=op.lr if op.lr is not None else default_rate(parameters, op.method),
-        warmup=math.ceil(op.steps * op.warmup),
-        decay=op.decay,  # type: ignore[arg-type]  # one of DECAYS, checked by Update
+        lr=op.lr if op.lr is not None else usual,
+        warmup=math.ceil(op.steps * op.warmup) if start is None else 0,
+        decay="wsd" if start is not None and op.decay == "infinite" else op.decay,  # type: ignore[arg-type]  # one of DECAYS
         weight_decay=op.weight_decay,
         grad_accum=op.grad_accum,
         clip=op.clip,
@@ -125,6 +141,8 @@ def resolve(op: Update, view: ModelView, run: Run) -> TrainSettings:
         save_every=op.save_every,
         seed=run.seed,
         threads=run.threads,
+        keep_stable=op.method == "full",
+        slow=op.slower,
     )
 
 

@@ -16,12 +16,12 @@ from ...registry.errors import BadParameter
 from ..base import Change, Check, Expectations, Operation, Plan, Run, option
 from ..compat.options import check_compat
 from .growth import check_growth
-from .options import Adapter, Replay, check_controls, parse_adapter, parse_ema, parse_protect, parse_replay
+from .options import Adapter, Replay, check_controls, parse_adapter, parse_ema, parse_protect, parse_replay, parse_slow
 
 if TYPE_CHECKING:
     from ...registry.view import ModelView
 
-DECAYS = ("cosine", "linear", "constant", "wsd")
+DECAYS = ("cosine", "linear", "constant", "wsd", "infinite")
 PRECISIONS = ("auto", "fp32", "bf16")
 DEDUPS = ("none", "exact", "near")
 
@@ -33,6 +33,7 @@ class Update(Operation):
     name: ClassVar[str] = "update"
     version: ClassVar[int] = 1
     needs_forward: ClassVar[bool] = True
+    retunable: ClassVar[tuple[str, ...]] = ("slow",)
 
     data: str = option(help="text to learn: a .txt file, or JSONL with `text` (or a prompt and its answer)")
     steps: int = option(150, help="optimizer steps")
@@ -45,13 +46,17 @@ class Update(Operation):
         help="where new blocks go: interleave, append, stack-side, block numbers such as 1,3, or importance: behind the blocks that turn "
         "the new text most (alone: an eighth as many as there are)",
     )
-    tune: int = option(0, help="train the K most important blocks, alone or beside new ones, and freeze the others", metavar="K")
+    tune: int = option(0, help="train the K most important blocks, alone or beside new ones, and freeze the others")
     source: str = option("frozen", help="the block that a new one was copied from: frozen or tuned")
     init: str = option("zeros", help="new blocks begin as zeros, copy, random, merge-linear or merge-slerp; only zeros changes nothing")
     rank: str = option("new", help="importance is the angle on new text (new), or minus that on old text (difference)")
     token: str = option("mean", help="importance is measured over all tokens (mean) or at the last one of a row (last)")
     dedup: str = option("none", help="duplicates in the data are counted (none) or left out: exact, or near as well")
-    replay: tuple[str, ...] = option((), help="FILE:RATIO, self:RATIO or sample:RATIO: share of the rows taken from old text, or from the model itself")
+    replay: tuple[str, ...] = option(
+        (),
+        help="FILE:RATIO, self:RATIO or sample:RATIO: share of the rows that are old text, the model's own text where its answers are to "
+        "stay (self), or that text learnt as any other (sample)",
+    )
     compat_with: str | None = option(None, help="the older version whose right answers shall stay")
     compat_data: str | None = option(None, help="FILE or FILE:RATIO: anchors that it answers, and their share of the rows (default: 0.5)")
     compat: str = option("focal-kl", help="how they stay: focal-kl, focal-logits, kd, muscle-student or muscle-new")
@@ -70,7 +75,8 @@ class Update(Operation):
     adapter: str | None = option(None, help="lora:R or lora:R:ALPHA: train an adapter instead of the weights")
     holdout: float = option(0.05, help="share of the data that is measured and not trained on")
     warmup: float = option(0.1, help="share of the steps in which the rate rises")
-    decay: str = option("cosine", help="how the rate falls: cosine, linear, constant, wsd")
+    decay: str = option("cosine", help="how the rate falls: cosine, linear, constant; wsd and infinite also keep the state before")
+    slow: tuple[str, ...] = option((), help="STEP:FACTOR: from this step on the rate is multiplied by FACTOR")
     weight_decay: float = option(0.0, help="AdamW weight decay of matrices")
     grad_accum: int = option(1, help="micro-batches per step")
     clip: float = option(1.0, help="largest gradient norm; 0 turns clipping off")
@@ -108,6 +114,11 @@ class Update(Operation):
     def protections(self) -> tuple[str, ...]:
         """The methods of `protect`, parsed."""
         return parse_protect(self.protect)
+
+    @property
+    def slower(self) -> tuple[tuple[int, float], ...]:
+        """The entries of `slow`, parsed."""
+        return parse_slow(self.slow)
 
     @property
     def averaging(self) -> str | float:
