@@ -18,6 +18,7 @@ from ...registry.ids import blob_digest, tensor_digest
 from ..base import Change, Run, SetTensor
 from ..data.facts import Fact
 from . import derivation, keep, solve
+from .conflicts import fact_of
 from .covariance import KIND as COVARIANCE
 from .covariance import unpack_moment
 from .edit import Edit
@@ -54,7 +55,8 @@ def unwrite(view: ModelView, kept: Kept, ids: Collection[str], run: Run, lost: C
         name = stored_name(family, view, layer)
         yield _rewritten(view, kept, name, after.terms(layer), before.terms(layer), bool(lost), layer in _turned(view, about))
     gone_subjects = [s for s, out in zip(about["subjects"], gone.tolist(), strict=True) if out]
-    data = keep.shrunk(run.inherited(keep.MEMORY), gone_subjects)
+    facts = [fact_of(row) for row in about["facts"] if row["id"] in {*lost, *ids}]
+    data = keep.shrunk(run.inherited(keep.MEMORY), gone_subjects, facts)
     if data is not None:
         run.artifact(keep.MEMORY, blob_digest(data), lambda: data)
 
@@ -79,8 +81,9 @@ class _Left:
         memit = self.op.method == "memit"
         metric = solve.memit_metric(moment.matrix) if memit else solve.alphaedit_metric(moment.matrix, self.op.threshold)
         residual = up.double()
-        for i, change in self.fresh.items():
-            residual[:, i] = change.double() / len(self.about["layers"])
+        second, first = layer == self.about.get("beyond"), [n for n in self.about["layers"] if n != self.about.get("beyond")]
+        for i, (change, beyond) in self.fresh.items():
+            residual[:, i] = beyond.double() if second else change.double() / len(first)
         # What goes is spared from now on: the others write nothing at its key, and the equations stay as the others were tuned for.
         beside = torch.cat([self.tensors[f"layer.{layer}.spread"].double(), keys[:, gone]], 1)
         if f"layer.{layer}.earlier" in self.tensors:
@@ -100,8 +103,10 @@ def affected(groups: Sequence[Sequence[str]], ids: Collection[str]) -> tuple[Ten
     return gone, shared
 
 
-def _again(op: Edit, parent: ModelView, about: dict[str, Any], shared: list[int], ids: set[str], run: Run) -> dict[int, Tensor]:
-    """New targets' changes [d1] of the subjects that keep some facts, found on the edit's parent."""
+def _again(
+    op: Edit, parent: ModelView, about: dict[str, Any], shared: list[int], ids: set[str], run: Run
+) -> dict[int, tuple[Tensor, Tensor]]:
+    """New targets' changes [d1], here and at the block beyond, of the subjects that keep some facts; found on the edit's parent."""
     from ..engine.local import threads
     from ..evaluate.coder import Coder
     from ..models import load_tokenizer
@@ -111,12 +116,15 @@ def _again(op: Edit, parent: ModelView, about: dict[str, Any], shared: list[int]
 
     with threads(run.threads):
         model = Editable(parent)
-        facts = [Fact(**{k: _tuples(v) for k, v in row.items()}) for row in about["facts"]]
+        facts = [fact_of(row) for row in about["facts"]]
         prompter = Prompter(Coder(load_tokenizer(parent)), None)
         groups = {normal(g.subject): g for g in groups_of([f for f in facts if f.id not in ids], prompter, about["prefixes"])}
         chosen = [_keeping(groups[normal(about["subjects"][i])], [f for f in facts if f.id in ids], prompter) for i in shared]
-        found = find_targets(model, about["layers"][-1], chosen, settings_of(op))
-    return {i: found.change[n].cpu() for n, i in enumerate(shared)}
+        beyond = about.get("beyond")
+        last = about["layers"][-1] if beyond is None else beyond - 1
+        found = find_targets(model, last, chosen, settings_of(op), beyond=beyond is not None)
+    second = found.beyond if found.beyond is not None else torch.zeros_like(found.change)
+    return {i: (found.change[n].cpu(), second[n].cpu()) for n, i in enumerate(shared)}
 
 
 def _keeping(group: Group, gone: Sequence[Fact], prompter: Prompter) -> Group:
@@ -150,10 +158,6 @@ def _turned(view: ModelView, about: dict[str, Any]) -> set[int]:
     """Layers whose matrix is stored [d0, d1]."""
     family, _ = editable(view)
     return set(about["layers"]) if family.module("mlp.out") in family.transposed else set()
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
 
 
 def _absent() -> bytes:

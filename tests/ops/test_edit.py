@@ -153,6 +153,19 @@ class TestMemory:
         assert keep.unpack(both)[1]["subjects"]["1"] == ["Bo", "ADA"]
         assert keep.unpack(keep.shrunk(both, ["bo"]))[1]["subjects"]["1"] == ["ADA"]
 
+    def test_what_was_written_is_remembered_until_it_is_asked_again_or_taken_back(self):
+        ada = Fact("1", 1, "Ada", "{} lives in", "Rome", relation="home")
+        bo = Fact("2", 2, "Bo", "{} lives in", "Oslo", relation="home")
+        data = keep.grown(None, {1: torch.eye(4, 2)}, ["Ada", "Bo"], [ada, bo], ["Paris", "Lima"])
+        assert keep.written(data) == [(ada, "Paris"), (bo, "Lima")]
+        again = Fact("1", 1, " ada", "{} has a house in", "Cairo", relation="home")
+        assert keep.written(data, [again]) == [(bo, "Lima")]
+        assert keep.written(data, [Fact("3", 1, "Ada", "{} is a", "baker", relation="trade")]) == [(ada, "Paris"), (bo, "Lima")]
+        second = keep.grown(data, {1: torch.eye(4, 1)}, ["ada"], [again], ["Rome"])
+        assert keep.written(second) == [(bo, "Lima"), (again, "Rome")]
+        assert keep.written(keep.shrunk(second, ["bo"], [bo])) == [(again, "Rome")]
+        assert keep.written(None) == []
+
 
 class TestTakingBack:
     def kept(self, view, done):
