@@ -18,6 +18,7 @@ from ..ops.merge.config import read_config
 from ..ops.merge.merge import Merge
 from ..ops.merge.pins import pinned
 from ..ops.merge.recipe import TOKENIZERS, Recipe
+from ..ops.merge.settings import read_words
 from ..ops.merge.table import METHODS
 from ..registry.errors import BadParameter, Incompatible, NotFound, RefMoved, RefNotFound
 from ..registry.ids import CommitId, short
@@ -175,33 +176,31 @@ def _chained(repo: Repository, revs: Sequence[str], ids: tuple[CommitId, ...], v
     alpha = extra.get("alpha", begun["alpha"] if begun else Opcm.__dataclass_fields__["alpha"].default)
     if begun and alpha != begun["alpha"]:
         raise BadParameter(f"{revs[0]} is a chain with alpha {begun['alpha']:g}", hint="leave alpha out, or begin another chain")
+    shared = extra.get("shared", bool(begun and begun["shared"]))
+    if begun and shared != begun["shared"]:
+        raise BadParameter(f"{revs[0]} is a chain with shared={str(not shared).lower()}", hint="leave shared out, or begin another chain")
     if base in ids[1:]:
         raise BadParameter(f"{short(base)} is the base of the chain: there is nothing to absorb", hint="mlc merge main new --method opcm")
-    op = Opcm(ids, base, alpha, state_of(link.check) if begun else (), extra.get("deltas", True))
+    op = Opcm(ids, base, alpha, state_of(link.check) if begun else (), extra.get("deltas", True), shared)
     return lifecycle.run(repo, op, ref=revs[0], **how)
 
 
 def chain_of(commit: Commit) -> dict[str, Any] | None:
-    """Base and alpha of the chain that a commit is a link of; None when it is none."""
+    """Base, alpha and whether it keeps what is shared, of the chain that a commit is a link of; None when it is none."""
     name, params = commit.op.name, commit.op.params
     if name == UNMERGE:
         name, params = params.get("op"), params.get("params") or {}
-    return {"base": params["base"], "alpha": params["alpha"]} if name == Opcm.name and state_of(commit.check) else None
+    told = {"base": params.get("base"), "alpha": params.get("alpha"), "shared": params.get("shared", False)}
+    return told if name == Opcm.name and state_of(commit.check) else None
 
 
 def _pairs(values: Mapping[str, Any]) -> dict[str, Any]:
-    """`--set` of a chain: alpha and deltas. Every option that it does not have is refused."""
+    """`--set` of a chain: alpha, deltas and shared. Every option that it does not have is refused."""
     for field in dataclasses.fields(Merge):
         if field.name not in ("method", "base", "settings") and values.get(field.name, field.default) != field.default:
-            raise BadParameter(f"opcm has no {field.name}", hint="it has --base, --set alpha=0.5 and --set deltas=false")
-    found: dict[str, Any] = {}
-    for text in values.get("settings") or ():
-        name, _, value = text.partition("=")
-        try:
-            found[name] = {"alpha": float, "deltas": {"true": True, "false": False}.__getitem__}[name](value)
-        except (KeyError, ValueError):
-            raise BadParameter(f"opcm cannot be given {text!r}", hint="--set alpha=0.5, --set deltas=false") from None
-    return found
+            raise BadParameter(f"opcm has no {field.name}", hint="it has --base, --set alpha=0.1, --set deltas=false and --set shared=true")
+    truth = {"true": True, "false": False}.__getitem__
+    return read_words("opcm", values.get("settings") or (), {"alpha": float, "deltas": truth, "shared": truth})
 
 
 # --- merge files -------------------------------------------------------------------------------------------

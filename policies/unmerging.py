@@ -191,7 +191,7 @@ def _chain_without(repo: Repository, merged: CommitId, gone: CommitId, seed: int
     if start == gone:
         start, *later = later  # the second model is the first one of the new chain
     if later:
-        op = Opcm((start, *later), params["base"], params["alpha"], state, params["deltas"])
+        op = Opcm((start, *later), params["base"], params["alpha"], state, params["deltas"], params.get("shared", False))
         return Rest(named, start, op, (op.name, op.params()), seed)
     if not state:
         return Rest(named, start, None, (None, {}), seed)

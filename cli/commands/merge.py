@@ -31,7 +31,7 @@ EPILOG = """Examples:
   mlc merge lora-a lora-b lora-c --method rmm --set p=1   and a basis, to have each back
   mlc merge --config mergekit.yml                         models are versions or directories
 
-Also: opcm (--set alpha=0.5, --set deltas=false), soup-uniform, soup-greedy (--set suite=NAME),
+Also: opcm (--set alpha=0.1, --set shared=true, --set deltas=false), soup-uniform, soup-greedy (--set suite=NAME),
 ema (--set rate=X), lcsc (--set suite=NAME), fisher and regmean (--set data=A.jsonl,B.jsonl), rmm
 (adapters; --set p=N or error=X). Adapters: linear and task-arithmetic, --set rank=N, --set into=base. Dashes and underscores are one."""
 

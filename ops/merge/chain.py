@@ -37,9 +37,10 @@ class Opcm(Operation):
 
     ingredients: tuple[str, ...] = option((), help="the running merge (or the first model), then what is absorbed, in order")
     base: str | None = option(None, help="the version that all of them come from")
-    alpha: float = option(0.5, help="share of the running merge's singular mass that is protected, in [0, 1)")
+    alpha: float = option(0.1, help="share of the running merge's singular mass that is protected, in [0, 1)")
     state: tuple[float, ...] = option((), help="scale, number of models and sum of their norms, from the commit of the running merge")
     deltas: bool = option(True, help="keep what was added of the last version, as an artifact")
+    shared: bool = option(False, help="keep what goes the running merge's way: only what goes against it is projected away")
 
     def __post_init__(self) -> None:
         if not self.ingredients or self.base is None:
@@ -64,7 +65,7 @@ class Opcm(Operation):
             touches=view.names(),
             bytes_touched=size,
             memory=4 * largest * 8,
-            details={"alpha": self.alpha, "base": self.base, "models": int(self.state[1]) if self.state else 0},
+            details={"alpha": self.alpha, "shared": self.shared, "base": self.base, "models": int(self.state[1]) if self.state else 0},
         )
 
     def apply(self, view: ModelView, run: Run) -> Iterator[Change]:
@@ -114,8 +115,8 @@ class _Chain:
         if (found := self._resumed()) is not None:
             return found
         if op.state:
-            return State(op.state[0], int(op.state[1]), op.state[2], op.alpha)
-        empty = State(alpha=op.alpha)
+            return State(op.state[0], int(op.state[1]), op.state[2], op.alpha, op.shared)
+        empty = State(alpha=op.alpha, shared=op.shared)
         if self.view.snapshot_id == self.views[self.base].snapshot_id:
             return empty  # the chain begins at the base: the first version that is absorbed is its first model
         length = 0.0
@@ -166,7 +167,7 @@ class _Chain:
         if any(merged.read(name) is None for name in cast("list[str]", said["names"])):
             return None
         self.done, self.merged = step, merged
-        return State(scale, int(count), norms, self.op.alpha)
+        return State(scale, int(count), norms, self.op.alpha, self.op.shared)
 
     def changes(self) -> Iterator[Change]:
         """What differs from the version that the result follows."""

@@ -107,3 +107,23 @@ def test_checkpoints_are_averaged_by_an_exponential_mean_or_by_coefficients_that
     assert found["op"]["params"]["weights"] == told["coefficients"]
     for words in (("ema", "--set", "rate=2"), ("ema", "--set", "suite=facts"), ("lcsc", "--set", "budget=0")):
         assert run_cli("merge", "main", "side", "--branch", "no", "--method", *words).code == 2
+
+
+def test_a_sparse_soup_keeps_its_mask_and_refuses_another_one(pair):
+    base = MemoryView.of(pair.root / "model")
+    files = {f.path: base.file(f.path) or b"" for f in base.files()}
+    mask = {n: (base.tensor(n).abs() > base.tensor(n).abs().median()).float() if base.tensor(n).dim() > 1 else 1.0 for n in base.names()}
+    for seed, name in enumerate(("s1", "s2", "s3"), 1):
+        moved = sibling(base, seed)
+        MemoryView({n: moved.tensor(n) * mask[n] for n in base.names()}, files).save(Path(name))
+        ok("commit", name, pair.first, "--branch", name)
+    ok("merge", "s1", "s2", "s3", "--method", "sparse-soup", "--branch", "soup")
+    ok("export", "soup", "out")
+    found, one = MemoryView.of(Path("out")), MemoryView.of(Path("s1"))
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert (found.tensor(name) == 0).equal(one.tensor(name) == 0)
+    assert not found.tensor(name).equal(one.tensor(name))
+    other = run_cli("merge", "s1", "side", "--method", "sparse-soup", "--branch", "no", "--json")
+    assert (other.code, "would be less sparse" in other.err) == (10, True), other
+    assert "no" not in ok("refs")["branches"]
+    ok("merge", "s1", "side", "--method", "sparse-soup", "--set", "union=true", "--branch", "union")

@@ -40,7 +40,7 @@ def test_the_thin_form_is_the_full_one(shape):
     r, p = opcm.dominant(s, 0.5), u.t() @ task @ vh.t()
     p[:r, :r] = 0
     p[range(len(s)), range(len(s))] = 0
-    assert torch.allclose(opcm.projected(running, task), u @ p @ vh, atol=1e-13)
+    assert torch.allclose(opcm.projected(running, task, 0.5), u @ p @ vh, atol=1e-13)
 
 
 def test_a_greater_alpha_leaves_no_more_and_never_more_than_was_given():
@@ -54,6 +54,20 @@ def test_a_running_vector_of_zero_takes_nothing_away_and_the_same_model_again_ad
     task = noise(30, 20)
     assert opcm.projected(torch.zeros(30, 20), task).equal(task)
     assert float(opcm.projected(task, task).norm()) < 5e-6 * float(task.norm())
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_what_is_shared_may_stay_and_what_is_against_goes_all_the_same(shape):
+    running, task = noise(*shape, dtype=torch.float64), noise(*shape, seed=1, dtype=torch.float64)
+    for own, wanted in ((task + 0.1 * running, True), (task - 0.1 * running, False)):
+        left, strict = opcm.projected(running, own, 0.1, shared=True), opcm.projected(running, own, 0.1)
+        u, _, vh = torch.linalg.svd(running, full_matrices=False)
+        along = ((u.t() @ own) * vh).sum(dim=1)
+        assert torch.allclose(((u.t() @ left) * vh).sum(dim=1), along.clamp(min=0), atol=1e-12)
+        assert torch.allclose(left - (u * along.clamp(min=0)) @ vh, strict, atol=1e-12)
+        assert float((running * left).sum()) > 0.0
+        assert bool(float((running * own).sum()) > 0) == wanted
+    assert torch.allclose(opcm.projected(running, running, 0.1, shared=True), running)  # the same model again: the same direction
 
 
 @pytest.mark.parametrize("alpha", [1.0, -0.1])

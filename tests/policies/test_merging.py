@@ -229,6 +229,18 @@ def test_a_chain_goes_on_from_its_commit_and_loses_any_of_its_models(repo, tips)
     assert go(repo, "run", "c", method="opcm").commit.snapshot == three.snapshot
     with pytest.raises(BadParameter, match="chain with alpha"):
         go(repo, "run", "main", method="opcm", settings=("alpha=0.9",))
+    with pytest.raises(BadParameter, match="chain with shared=false"):
+        go(repo, "run", "main", method="opcm", settings=("shared=true",))
+
+
+def test_a_chain_that_keeps_what_is_shared_stays_one(repo, tips):
+    go(repo, "a", "b", branch="run", method="opcm", settings=("shared=true",))
+    go(repo, "run", "c", method="opcm")
+    whole = go(repo, "a", "b", "c", branch="once", method="opcm", settings=("shared=true",)).commit
+    assert repo.commit(repo.resolve("run")).snapshot == whole.snapshot
+    assert whole.snapshot != go(repo, "a", "b", "c", branch="plain", method="opcm").commit.snapshot
+    left = unmerge(repo, "run", remove="b", author="t").commit
+    assert left.snapshot == go(repo, "a", "c", branch="ac", method="opcm", settings=("shared=true",)).commit.snapshot
 
 
 def test_unmerge_says_what_it_cannot_do(repo, tips):
