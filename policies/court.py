@@ -17,7 +17,7 @@ from ..registry.ids import CommitId, SnapshotId
 from ..registry.records import InputRecord, Json, Snapshot, TensorDelta, Verdict
 from .facts import NO_TWIN, PARENT, TWIN, Facts, QueryResult
 from .gate import judge
-from .measure import Bench, Gathered, gather, load_suites
+from .measure import Bench, Gathered, drifted, gather, load_suites
 from .outcome import Request
 from .rules.load import load_policy
 from .rules.rule import Rule
@@ -87,7 +87,9 @@ class Court:
             versions |= {TWIN: twin} if twin else {}
             missing |= {} if twin else {TWIN: NO_TWIN}
         snapshots = {label: self.repo.commit(commit).snapshot for label, commit in versions.items()}
-        gathered = gather(bench or Bench(self.repo, self.request), self.suites, case.snapshot.id, snapshots)
+        bench = bench or Bench(self.repo, self.request)
+        gathered = gather(bench, self.suites, case.snapshot.id, snapshots)
+        moved = any(rule.room == "drift" for rule in self.rules)
         facts = Facts(
             op=case.op,
             branch=case.branch,
@@ -95,6 +97,7 @@ class Court:
             expects=case.expects,
             check=case.check,
             delta=self._moved(snapshots[PARENT], case),
+            drift=drifted(bench, self.suites, snapshots[PARENT], case.snapshot.id) if moved else {},
             suites=gathered.suites,
             missing=missing,
         )

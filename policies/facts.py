@@ -79,7 +79,7 @@ class Facts:
     expects: dict[str, Json] = field(default_factory=dict)
     check: dict[str, Json] = field(default_factory=dict)
     delta: dict[str, float | None] = field(default_factory=dict)
-    drift: dict[str, float | None] = field(default_factory=dict)
+    drift: dict[str, Any] = field(default_factory=dict)  # numbers, and tables of numbers by suite
     suites: tuple[SuiteFacts, ...] = ()
     queries: dict[str, QueryResult] = field(default_factory=dict)  # by rule id
     missing: dict[str, str] = field(default_factory=dict)  # label of a version that could not be compared -> why

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
+from ..ops.evaluate.drift import drift
 from ..ops.evaluate.flips import Outcome as Answer
 from ..ops.evaluate.flips import compare, compare_slices
 from ..ops.evaluate.ks import ks_test
@@ -195,6 +197,27 @@ def _compared(bench: Bench, suite: Suite, before: Measured, after: Measured) -> 
         found = ks_test(*ratios) if all(ratios) else None
         flips = replace(flips, ks=found.statistic, ks_p=found.p) if found else flips
     return Comparison(before.metrics, flips, compare_slices(old, new) if suite.slices else {})
+
+
+def drifted(bench: Bench, suites: Sequence[Suite], before: SnapshotId, after: SnapshotId) -> dict[str, Any]:
+    """What rules call drift.*: the largest of each number over all suites, and the numbers of each suite under its name.
+
+    mismatch, mismatch_lower95: shares of answers that differ. lengthened: |ln| of the ratio of lengths. silenced: share of answers that
+    became empty. Suites that a version cannot answer are left out.
+    """
+    found: dict[str, Any] = {}
+    for suite in suites:
+        with contextlib.suppress(Incompatible):
+            seen = drift(*(bench.rows(bench.measure(side, suite)) for side in (before, after)))
+            found[suite.name] = {
+                "mismatch": seen.mismatch,
+                "mismatch_lower95": seen.mismatch_lower95,
+                "lengthened": abs(math.log(seen.length_ratio)) if seen.length_ratio else None,
+                "silenced": None if seen.answered_a is None or seen.answered_b is None else seen.answered_a - seen.answered_b,
+            }
+    keys = {key for numbers in found.values() for key in numbers}
+    worst = {key: max((n[key] for n in found.values() if n[key] is not None), default=None) for key in keys}
+    return {**worst, **found}
 
 
 def _unanswered(suite: Suite, before: Mapping[str, Measured]) -> SuiteFacts:

@@ -34,6 +34,7 @@ VERBS: dict[str, Entry] = {
     "log": Entry(HISTORY, "log", "Show the commits behind a version, newest first."),
     "show": Entry(HISTORY, "show", "Show one commit: what was done, measured and decided."),
     "diff": Entry(HISTORY, "diff", "Compare two versions: behaviour, weights and config."),
+    "drift": Entry(HISTORY, "drift", "Show how answers moved from version to version."),
     "impact": Entry(HISTORY, "impact", "Find every version that still carries a data set."),
     "refs": Entry(HISTORY, "refs", "List branches, tags and aliases."),
     "branch": Entry(HISTORY, "branch", "List, start, move or remove branches."),

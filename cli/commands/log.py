@@ -11,13 +11,15 @@ from ..context import Session
 from ..options import Rev
 
 if TYPE_CHECKING:
+    from ...registry.ids import CommitId
     from ...registry.records import Commit
 
 EPILOG = """Examples:
   mlc log -n 10
   mlc log --graph --all
   mlc log --op update --since 2026-01
-  mlc log --metrics known,text.perplexity"""
+  mlc log --metrics known,text.perplexity
+  mlc log --matrix --learned oz=main~1     every version on every suite, with forgetting and transfer"""
 
 
 def run(
@@ -31,6 +33,10 @@ def run(
         str | None,
         typer.Option(metavar="A,B", help="Suites or suite.metric names to show.", show_default="one per suite"),
     ] = None,
+    matrix: Annotated[bool, typer.Option("--matrix", help="Versions by suites: what was learned, what was kept.")] = False,
+    learned: Annotated[
+        list[str] | None, typer.Option(metavar="SUITE=REV", help="With --matrix: the version that was to learn a suite.")
+    ] = None,
     everything: Annotated[bool, typer.Option("--all", "-a", help="Every recorded commit, refused candidates included.")] = False,
 ) -> None:
     """Show the commits behind a version, newest first."""
@@ -42,6 +48,9 @@ def run(
         session.show({"commits": []}, lambda: session.line("No commit yet."))
         session.hint("mlc import DIR")
         return
+    if matrix or learned:
+        _matrix(session, repo.resolve(rev), learned or [])
+        return
     start = None if everything else [repo.resolve(rev)]
     tip = start[0] if start else branches.get(repo.head())
     wanted = _wanted(metrics, repo.commit(tip) if tip else None)
@@ -50,6 +59,14 @@ def run(
     session.show(_document(session, rows), lambda: _render(session, rows, wanted, whole))
     if rows:
         session.hint(f"mlc show {rows[0].commit[:12]}")
+
+
+def _matrix(session: Session, tip: CommitId, learned: list[str]) -> None:
+    from .. import behaviour
+    from ..render.behaviour import render_matrix
+
+    document = behaviour.matrix(session.repo, tip, learned)
+    session.show(document, lambda: render_matrix(session, document))
 
 
 def _wanted(asked: str | None, tip: Commit | None) -> list[str]:

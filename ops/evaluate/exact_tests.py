@@ -67,6 +67,11 @@ def binomial_tail(k: int, n: int, p: float) -> float:
     return 0.0 if k > n or p <= 0.0 else beta_cdf(p, k, n - k + 1)
 
 
+def student_two_sided(t: float, freedom: int) -> float:
+    """P(|T| >= |t|) for Student's t with `freedom` degrees of freedom: I_x(freedom / 2, 1 / 2) at x = freedom / (freedom + t^2)."""
+    return beta_cdf(freedom / (freedom + t * t), freedom / 2, 0.5)
+
+
 def half_tail(k: int, n: int) -> float:
     """P(X <= k) for X ~ Bin(n, 1/2)."""
     if k >= n:
