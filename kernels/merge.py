@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from .dispatch import accelerated
 
 FLOATS = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
 ELECTION = 1 << 16  # elements of one step of an election: what a processor's cache holds; no bit depends on it
+LARGE = 1 << 22  # bytes
 NEVER = -1.0  # a threshold below every magnitude: nothing is trimmed
 
 
@@ -28,7 +30,7 @@ def weighted_sum(*tensors: Tensor, weights: Sequence[float], total: float | None
     Raises ValueError for shapes, types or counts that do not fit.
     """
     check(tensors, weights)
-    out = torch.empty_like(tensors[0], memory_format=torch.contiguous_format)
+    out = _room(tensors[0])
     return exact.weighted_sum(_single(tensors), weights, out.dtype, total, out)
 
 
@@ -39,7 +41,7 @@ def task_sum(base: Tensor, *tensors: Tensor, weights: Sequence[float], factor: f
     The sum of the differences is divided by `total` first (unless None), then multiplied by `factor`, then added to the base.
     """
     check((base, *tensors), (1.0, *weights))
-    out = torch.empty_like(base, memory_format=torch.contiguous_format)
+    out = _room(base)
     known, *others = _single((base, *tensors))
     return exact.task_sum(known, others, weights, factor, out.dtype, total, out)
 
@@ -65,7 +67,7 @@ def elect_sum(
     """
     check((base, *tensors), (1.0, *weights))
     check_trims(tensors, low, last)
-    out, start = torch.empty_like(base, memory_format=torch.contiguous_format), 0
+    out, start = _room(base), 0
     for new, old, *parts in _chunks(out, base, *tensors):
         wide, terms = old.to(torch.float32), []
         for i, part in enumerate(parts):
@@ -100,6 +102,13 @@ def check(tensors: Sequence[Tensor], weights: Sequence[float]) -> None:
             raise ValueError(
                 f"floats of one shape are summed, not {tensors[0].dtype} {list(tensors[0].shape)} and {x.dtype} {list(x.shape)}"
             )
+
+
+def _room(like: Tensor) -> Tensor:
+    """Empty memory for a result, row-major. numpy asks the system for large pages: with small ones, taking them costs more than a sum."""
+    if like.device.type != "cpu" or like.nbytes < LARGE:
+        return torch.empty_like(like, memory_format=torch.contiguous_format)
+    return torch.from_numpy(np.empty(like.nbytes, np.uint8)).view(like.dtype).view(like.shape)
 
 
 def _single(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -87,9 +87,13 @@ def predicted(formula: Formula, read: ReadSource, wanted: slice) -> Tensor:
         if formula.function == RANK1:
             bits(here)[:] = bits(_rank1(formula, read, part))
         else:
-            xs = [borrow(read(index, part), dtype_of(word)) for index, word in enumerate(formula.sources)]
-            combine(formula.function, formula.numbers, xs, here)
+            _combined(formula, read, part, here)
     return out
+
+
+def _combined(formula: Formula, read: ReadSource, part: slice, out: Tensor) -> None:
+    xs = [borrow(read(index, part), dtype_of(word)) for index, word in enumerate(formula.sources)]
+    combine(formula.function, formula.numbers, xs, out)
 
 
 def _rank1(formula: Formula, read: ReadSource, part: slice) -> Tensor:
@@ -201,13 +205,28 @@ def _residuals(formula: Formula, raw: np.ndarray, read: ReadSource) -> Iterator[
     nothing = torch.empty(0, dtype=dtype_of(formula.word))
     unchanged = b"".join(against.encode_sparse(nothing, nothing))
     for size in block_sizes(formula.word, formula.shape):
-        mine, guess = raw[start : start + size], lend(predicted(formula, read, slice(start // item, (start + size) // item)))
-        if np.array_equal(mine, guess):
+        mine, wanted = raw[start : start + size], slice(start // item, (start + size) // item)
+        if _foretold(formula, mine, read, wanted):
             yield True, SPARSE, size, unchanged
         else:
+            guess = lend(predicted(formula, read, wanted))
             codec, chunks = encode_block(formula.word, mine, guess, row_of(formula.shape))
             yield False, codec, size, b"".join(chunks)
         start += size
+
+
+def _foretold(formula: Formula, mine: np.ndarray, read: ReadSource, wanted: slice) -> bool:
+    """Whether the formula gives just these bytes; worked out in pieces, in memory that is used again."""
+    item, start = item_size(formula.word), wanted.start
+    if formula.function == RANK1:
+        return np.array_equal(mine, lend(predicted(formula, read, wanted)))
+    room, equal = torch.empty(0, dtype=dtype_of(formula.word)), True
+    for part in _steps(formula, wanted):  # to the end in any case: the sources are verified on the way
+        count = part.stop - part.start
+        room = room if len(room) >= count else torch.empty(count, dtype=room.dtype)
+        _combined(formula, read, part, room[:count])
+        equal = equal and np.array_equal(mine[(part.start - start) * item : (part.stop - start) * item], lend(room[:count]))
+    return equal
 
 
 def _write_factors(factors: Sequence[Tensor], shape: tuple[int, ...]) -> bytes | None:

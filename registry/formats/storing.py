@@ -69,7 +69,7 @@ class Storing:
             return {}
         from ..delta import stats
 
-        return stats(entry.dtype, data, self.tx.repo.objects.tensor_bytes(before.digest))
+        return stats(entry.dtype, data, self.tx.repo.objects.glimpse(before.digest))
 
 
 class Running:

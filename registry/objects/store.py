@@ -83,6 +83,11 @@ class ObjectStore:
             raise self._mismatch(info)
         return data.toreadonly()
 
+    def glimpse(self, digest: Digest) -> memoryview:
+        """A tensor's bytes to be measured: `tensor_bytes`, or those that somebody holds and that were verified when they were lent."""
+        held = self.borrowed.get(digest)
+        return self.tensor_bytes(digest) if held is None else held.data
+
     def lent(self, digest: Digest) -> np.ndarray:
         """A tensor's bytes as `tensor_bytes` gives them, uint8 `[n]`, in memory that is shared by all who ask: never to be written into.
 
