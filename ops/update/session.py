@@ -83,7 +83,7 @@ def _trained(module: nn.Module, feed: Feed, settings: TrainSettings, run: Run, *
     except Diverged as fault:
         step = fault.details["step"]
         if step > 1:
-            again = f"mlc update --resume {run.id} --slow {step}:0.25 goes on with a quarter of the rate"
+            again = f"mlc update --resume {run.id} --slow {step}:0.25, or begin anew with --lr {settings.lr / 4:.2g}"
             raise Diverged(f"{fault.message}; nothing was committed", hint=again, **fault.details) from None
         raise
 

@@ -1,0 +1,222 @@
+"""What an update learns and what it forgets: every control of `update` on one model, at equal tokens, in one table.
+
+`python -P tests/benchmarks/updates.py [--to oz shakespeare] [--seeds 0 1] [--only NAME ...] [--set NAME=OPTION:VALUE,...] [--out FILE]`.
+A story model of 260,000 parameters learns another book in 150 steps of 8 rows of 128 tokens; each row of the table is one update through
+the conductor, gate and measurement included, on a branch of its own. New text and old text (stories) are held out; forgetting is the rise
+of the old text's loss in nats per token; a negative flip is a BLiMP pair that the parent judged right and the child does not. There is
+little old text to be had: `replay file` reads the first half of the story sample (some 600 tokens, over and over), and for those rows only
+the forgetting on the second half (`held`) says anything; `own` is the rise on text that the model itself sampled under another seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from walk import MATERIAL
+
+from mlc.ops.evaluate.flips import compare
+from mlc.ops.update.train import Update
+from mlc.policies import lifecycle
+from mlc.policies.measure import Bench, load_suites
+from mlc.policies.outcome import Request
+from mlc.registry.errors import GateRefused
+from mlc.registry.repository import Repository
+
+STEPS = 150
+WANTED = 0.5, 1.10  # of the forgetting and of the new text's loss of full tuning without replay
+TEXTS = {"oz": ("oz/oz-train.txt", "oz/oz-heldout.txt"), "shakespeare": ("tinyshakespeare/train.txt", "tinyshakespeare/heldout.txt")}
+
+
+def table(old: Path) -> dict[str, dict[str, Any]]:
+    """Row -> options of `mlc update`. `old` is text like the one that the model was made from."""
+    return {
+        "full": {},
+        **{f"replay file {r:.0%}": {"replay": (f"{old}:{r}",)} for r in (0.05, 0.25, 0.5)},
+        **{f"replay sample {r:.0%}": {"replay": (f"sample:{r}",)} for r in (0.05, 0.25, 0.5)},
+        **{f"self-distillation {r:.0%}": {"replay": (f"self:{r}",)} for r in (0.05, 0.25, 0.5)},
+        "spu": {"protect": "spu"},
+        "hle": {"protect": "hle"},
+        "ewc": {"protect": "ewc"},
+        "l2sp": {"protect": "l2sp"},
+        "dynamic ema": {"ema": "dynamic"},
+        "interpolation 0.5": {"blend": 0.5},
+        "ade 1 block": {"expand": 1, "where": "importance"},
+        "ade 4 blocks": {"expand": 4, "where": "importance"},
+        "5 blocks": {"expand": 5},
+        "ade 1 block + self 50%": {"expand": 1, "where": "importance", "replay": ("self:0.5",)},
+        "5 blocks + sample 50%": {"expand": 5, "replay": ("sample:0.5",)},
+        "5 blocks + self 50%": {"expand": 5, "replay": ("self:0.5",)},
+        "ewc + self 25%": {"protect": "ewc", "replay": ("self:0.25",)},
+    }
+
+
+HOOKS: dict[str, Any] = {}  # name -> (repo, data, seed) -> options: rows that are chosen for the text at hand, such as a recommendation
+
+
+class Ground:
+    """A registry with the model, its suites, and the old texts."""
+
+    def __init__(self, place: Path, text: str) -> None:
+        stories = (MATERIAL / "data" / "tinystories" / "sample.txt").read_text(encoding="utf-8")
+        parts = [part.strip() for part in stories.split("<|endoftext|>") if part.strip()]
+        half = len(parts) // 2
+        self.old, held, own = (place / name for name in ("old.jsonl", "held.jsonl", "own.jsonl"))
+        write(self.old, parts[:half])
+        write(held, parts[half:])
+        self.data = str(MATERIAL / "data" / TEXTS[text][0])
+        self.repo = Repository.init(place)
+        lifecycle.import_model(self.repo, MATERIAL / "models" / "stories260k")
+        write(own, sampled(self.repo))
+        files = {
+            "new": ("perplexity", MATERIAL / "data" / TEXTS[text][1], ""),
+            "stories": ("perplexity", MATERIAL / "data" / "tinystories" / "sample.txt", ""),
+            "held": ("perplexity", held, ""),
+            "own": ("perplexity", own, ""),
+            "blimp": ("pairs", MATERIAL / "data" / "blimp" / "blimp-30-each.jsonl", FIELDS),
+        }
+        for name, (kind, data, more) in files.items():
+            (place / f"{name}.toml").write_text(f'name = "{name}"\nkind = "{kind}"\ndata = "{data.resolve()}"\n{more}')
+        self.bench = Bench(self.repo, Request.of(self.repo))
+        self.suites = {suite.name: suite for suite in load_suites([place / f"{name}.toml" for name in files])}
+        self.before = self.measured(self.repo.commit(self.repo.resolve("main")).snapshot)
+
+    def measured(self, snapshot: Any) -> dict[str, Any]:
+        """Nats per token of each text, and the answers to BLiMP."""
+        found = {name: self.bench.measure(snapshot, suite) for name, suite in self.suites.items()}
+        nats = {name: math.log(one.metrics["perplexity"]) for name, one in found.items() if name != "blimp"}
+        return {**nats, "blimp": self.bench.answers(found["blimp"])}
+
+    def row(self, name: str, options: dict[str, Any], seed: int) -> dict[str, Any]:
+        """One update and what became of it."""
+        started, branch = time.process_time(), f"row-{abs(hash((name, seed))):x}"
+        try:
+            outcome = lifecycle.run(self.repo, Update(data=self.data, steps=STEPS, **options), ref="main", branch=branch, seed=seed)
+        except GateRefused as refusal:
+            outcome = refusal.details["outcome"]
+        seconds = time.process_time() - started
+        commit = outcome.commit
+        after, before = self.measured(commit.snapshot), self.before
+        trained = commit.check["training"]["trained_parameters"]
+        return {
+            "row": name,
+            "seed": seed,
+            "options": {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()},
+            "new_loss": after["new"],
+            "new_perplexity": math.exp(after["new"]),
+            "old_perplexity": math.exp(after["stories"]),
+            "forgetting": after["stories"] - before["stories"],
+            "forgetting_held": after["held"] - before["held"],
+            "forgetting_own": after["own"] - before["own"],
+            "negative_flips": compare(before["blimp"], after["blimp"]).nfr,
+            "trained_share": trained / sum(math.prod(t.shape) for t in self.repo.snapshot(commit.snapshot).tensors),
+            "stored_bytes": sum(d.bytes_stored for d in outcome.deltas),
+            "artifact_bytes": sum(a.bytes for a in commit.artifacts),
+            "accepted": outcome.ref_moved,
+            "controls": commit.check.get("controls"),
+            "seconds": round(seconds, 1),
+        }
+
+
+FIELDS = 'fields = { good = "sentence_good", bad = "sentence_bad" }\n'
+
+
+def write(path: Path, texts: list[str]) -> None:
+    """JSONL of texts."""
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+
+
+def sampled(repo: Repository) -> list[str]:
+    """64 texts that the model itself writes, under a seed that no row uses."""
+    from mlc.ops.models import load_core_tokenizer, load_model
+    from mlc.ops.update.replay import sample
+
+    view = repo.view(repo.resolve("main"))
+    core = load_core_tokenizer(view)
+    rows = sample(load_model(view, dtype=torch.float32), 64, 128, core.token_to_id("<s>"), torch.Generator().manual_seed(987_654))
+    return [core.decode(row[1:].tolist()) for row in rows]
+
+
+def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Means over seeds, and whether a row holds what is wanted of replay: half the forgetting at a tenth more loss, against `full`."""
+    names = list(dict.fromkeys(row["row"] for row in rows))
+    numbers = ("new_loss", "new_perplexity", "old_perplexity", "forgetting", "forgetting_held", "forgetting_own", "negative_flips",
+               "trained_share", "stored_bytes", "artifact_bytes", "seconds")  # fmt: skip
+    made = []
+    for name in names:
+        own = [row for row in rows if row["row"] == name]
+        made.append({"row": name, "seeds": len(own), **{n: sum(row[n] for row in own) / len(own) for n in numbers}})
+    full = next((row for row in made if row["row"] == "full"), None)
+    for row in made if full else ():
+        row["loss_ratio"], row["forgetting_ratio"] = row["new_loss"] / full["new_loss"], row["forgetting"] / full["forgetting"]
+        row["wanted"] = row["forgetting_ratio"] <= WANTED[0] and row["loss_ratio"] <= WANTED[1]
+    return made
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """The table, for people."""
+    head = ("row", "new nll", "x full", "new ppl", "old ppl", "forget", "x full", "held", "own", "flips", "share", "stored", "sec", "")
+    print(f"{head[0]:26}" + "".join(f"{h:>9}" for h in head[1:]))
+    for r in rows:
+        cells = [f"{r['new_loss']:.3f}", f"{r.get('loss_ratio', 0):.3f}", f"{r['new_perplexity']:.2f}", f"{r['old_perplexity']:.2f}",
+                 f"{r['forgetting']:.3f}", f"{r.get('forgetting_ratio', 0):.2f}", f"{r['forgetting_held']:.3f}",
+                 f"{r['forgetting_own']:.3f}",
+                 f"{r['negative_flips']:.2%}", f"{r['trained_share']:.3f}",
+                 f"{(r['stored_bytes'] + r['artifact_bytes']) / 1e6:.2f}M",
+                 f"{r['seconds']:.0f}", "holds" if r.get("wanted") else ""]  # fmt: skip
+        print(f"{r['row']:26}" + "".join(f"{c:>9}" for c in cells))
+
+
+def extra(text: str) -> tuple[str, dict[str, Any]]:
+    """`NAME=OPTION:VALUE,...` as a row; values are JSON where they can be."""
+    name, _, said = text.partition("=")
+    options: dict[str, Any] = {}
+    for part in filter(None, said.split(",")):
+        key, _, value = part.partition(":")
+        try:
+            options[key] = json.loads(value)
+        except json.JSONDecodeError:
+            options[key] = (value,) if key == "replay" else value
+    return name, options
+
+
+def main() -> None:
+    """Run the rows that were asked for and print tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--to", nargs="+", default=["oz"], choices=sorted(TEXTS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--only", nargs="*")
+    parser.add_argument("--set", nargs="*", default=[], help="further rows: NAME=OPTION:VALUE,...")
+    parser.add_argument("--out", type=Path)
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    report: dict[str, Any] = {"steps": STEPS}
+    for text in asked.to:
+        with tempfile.TemporaryDirectory() as folder:
+            ground = Ground(Path(folder), text)
+            chosen = {n: o for n, o in table(ground.old).items() if asked.only is None or n in asked.only}
+            chosen |= dict(map(extra, asked.set))
+            rows: list[dict[str, Any]] = []
+            for seed in asked.seeds:
+                for name, options in {**chosen, **{n: make(ground.repo, ground.data, seed) for n, make in HOOKS.items()}}.items():
+                    rows.append(ground.row(name, options, seed))
+                    show(summary(rows[-1:]))
+                    sys.stdout.flush()
+                    report[text] = {"rows": rows, "summary": summary(rows)}
+                    if asked.out:
+                        asked.out.write_text(json.dumps(report, indent=1))
+        print(f"\n{text}, seeds {asked.seeds}")
+        show(report[text]["summary"])
+
+
+if __name__ == "__main__":
+    main()
