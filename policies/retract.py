@@ -134,9 +134,8 @@ def _require_free(sides: _Sides) -> None:
     if sides.now.kind != sides.after.kind:
         raise Incompatible(f"{sides.target.branch} is an adapter now: blocks are taken out of whole models", hint=beside)
     after, now = _tensors(sides.after), _tensors(sides.now)
-    touched = sorted(name for name in sides.new | (after.keys() ^ now.keys()) if now.get(name) != after.get(name))
-    if _files(sides.now).get(CONFIG) != _files(sides.after).get(CONFIG):
-        touched.append(CONFIG)
+    touched = [CONFIG] if _files(sides.now).get(CONFIG) != _files(sides.after).get(CONFIG) else []
+    touched += sorted(name for name in sides.new | (after.keys() ^ now.keys()) if now.get(name) != after.get(name))
     if touched:
         listed = ", ".join(map(shown, touched[:SHOWN])) + (f" and {len(touched) - SHOWN} more" if len(touched) > SHOWN else "")
         raise Incompatible(
