@@ -30,6 +30,7 @@ from .averages import AVERAGES, averaged
 from .imports import import_model
 from .informed import INFORMED, informed_merge
 from .outcome import How, Outcome, Request
+from .runs import RunNotFound, Runs
 from .soup import SOUP, choose
 from .standing import require_accepted
 
@@ -83,6 +84,16 @@ def merge(repo: Repository, revs: Sequence[str], options: Mapping[str, Any], **h
         return lifecycle.run(repo, op, ref=revs[0], told=told, **how)
     op = Merge(**values, ingredients=ids)
     return _said(lifecycle.run(repo, op, ref=revs[0], **how), _notes(revs, ids, found))
+
+
+def resumed(repo: Repository, run: str, **how: Unpack[How]) -> Outcome:
+    """Go on with a merge that was stopped or killed: the run of this id, or the `latest` merge. Raises RunNotFound."""
+    if run == lifecycle.LATEST:
+        runs = [one for one in Runs(repo).list() if one.op.partition(".")[0] == Merge.name and one.branch]
+        if not runs:
+            raise RunNotFound("there is no unfinished merge to resume", hint="mlc runs")
+        run = next((one for one in runs if not one.active), runs[0]).id
+    return lifecycle.run(repo, None, resume=run, **how)
 
 
 def nearest_base(repo: Repository, ids: Sequence[CommitId]) -> CommitId | None:

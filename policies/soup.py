@@ -88,6 +88,9 @@ def tried(bench: Bench, suite: Suite, op: Merge) -> Measured:
     repo, request = bench.repo, bench.request
     lead = CommitId(op.ingredients[0])
     asked: dict[str, Json] = {"op": op.name, "params": op.params(), "seed": request.seed, "author": request.author, "message": ""}
+    for left in Runs(repo).list():  # of a search that was killed: a trial is on no branch, and nobody would take it up
+        if not left.active and not left.branch:
+            Runs(repo).forget(left.id)
     with Runs(repo).begin(**asked, start=lead, branch="", old=None) as active, repo.ingest(author=request.author) as tx:
         try:
             snapshot, _ = applied(repo, tx, op, repo.view(lead), None, active)

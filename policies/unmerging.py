@@ -6,7 +6,8 @@ last link in which the ingredient had no part. Where a result without the ingred
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -16,14 +17,14 @@ from ..ops.merge.merge import Merge
 from ..ops.merge.without import without
 from ..registry.errors import BadParameter, Incompatible
 from ..registry.ids import CommitId, short
-from ..registry.records import Commit, Json
+from ..registry.records import Commit, Json, canonical
 from .adapters import MERGES, rebuilding
 from .candidate import Candidate, op_record, refused, settle
 from .court import Court
 from .lifecycle import SEED, applied, run
 from .merging import UNMERGE, origin
 from .outcome import How, Outcome, Request
-from .runs import ActiveRun, Runs
+from .runs import ActiveRun, RunInfo, Runs
 from .takeback import pointers
 from .targets import Target, aim
 
@@ -65,7 +66,8 @@ def unmerge(repo: Repository, rev: str, *, remove: str, **how: Unpack[How]) -> O
     court = Court.open(repo, request)
     params = {"rev": target.start, "removed": gone, **rest.params()}
     asked: dict[str, Json] = {"op": UNMERGE, "params": params, "seed": rest.seed, "author": request.author, "message": request.message}
-    with Runs(repo).begin(**asked, start=target.start, branch=target.branch, old=target.old) as active:
+    where: dict[str, Any] = {"start": target.start, "branch": target.branch, "old": target.old}
+    with Runs(repo).begin(_left_off(repo, asked | where), **asked, **where) as active:
         active.listener = request.progress
         try:
             with repo.ingest() as tx:
@@ -82,6 +84,13 @@ def unmerge(repo: Repository, rev: str, *, remove: str, **how: Unpack[How]) -> O
     if not outcome.ref_moved:
         raise refused(outcome)
     return outcome
+
+
+def _left_off(repo: Repository, asked: Mapping[str, Any]) -> RunInfo | None:
+    """The run of the same request that was killed, if there is one: the same command again goes on with it."""
+    alike = json.loads(canonical({key: asked[key] for key in ("op", "params", "start", "branch", "seed")}))
+    runs = (run for run in Runs(repo).list() if not run.active)
+    return next((run for run in runs if all(getattr(run, key) == value for key, value in alike.items())), None)
 
 
 def rebuild(repo: Repository, rev: str, *, only: str, **how: Unpack[How]) -> Outcome:

@@ -52,7 +52,7 @@ def run(
 ) -> None:
     """Merge several versions into one."""
     from ...policies import lifecycle
-    from ...policies.merging import merge
+    from ...policies.merging import merge, resumed
     from ...policies.recipe import read_given
 
     words, common = given(operation), how.arguments(session)
@@ -66,7 +66,7 @@ def run(
             return merge(session.repo, tuple(revs or named), values, **common)
         if words or revs or how.recipe:
             raise BadParameter("--resume goes on with the options that the run was started with.", hint=f"mlc merge --resume {resume}")
-        return lifecycle.run(session.repo, None, resume=resume, **common)
+        return resumed(session.repo, resume, **common)
 
     def measured(check: dict[str, Any]) -> None:
         from ..render.merge import parent_lines

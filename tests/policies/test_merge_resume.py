@@ -17,6 +17,7 @@ from mlc.ops.merge.kept import Kept
 from mlc.policies import lifecycle
 from mlc.policies.merging import merge
 from mlc.policies.runs import Runs
+from mlc.policies.unmerging import unmerge
 from mlc.registry.errors import RefNotFound
 from mlc.registry.repository import Repository
 from mlc.tests.ops.fakes import MemoryView
@@ -117,6 +118,40 @@ def test_a_killed_chain_goes_on_from_the_last_version_that_it_absorbed(repo, mon
     assert made.commit.artifacts == whole.commit.artifacts
     assert made.commit.check["opcm"] == whole.commit.check["opcm"]
     assert len(calls) <= len(before) // 2  # what the first version brought had been projected; of the second, all when it was the last
+
+
+def test_the_latest_merge_is_meant_and_not_another_run(repo, monkeypatch):
+    from mlc.cli.app import main
+
+    monkeypatch.setenv("MLC_AUTHOR", "t")
+    kill_after(repo, '{"method": "ties", "density": [0.5]}', 4)
+    start = repo.resolve("main")
+    other = {"params": {}, "seed": 0, "author": "t", "message": "", "start": start, "old": None}
+    with Runs(repo).begin(op="update", branch="main", **other), Runs(repo).begin(op="merge", branch="", **other):
+        pass
+    assert main(["merge", "--resume", "a", "-R", str(repo.root)]) != 0  # no run of that name
+    assert main(["merge", "main", "--resume", "-R", str(repo.root)]) == 2  # nothing is said beside it
+    assert main(["merge", "--resume", "-R", str(repo.root), "-q"]) == 0
+    assert repo.commit(repo.resolve("killed")).op.name == "merge"
+    assert main(["merge", "--resume", "-R", str(repo.root)]) == 3
+    assert {run.op for run in Runs(repo).list()} == {"update", "merge"}
+
+
+def test_a_killed_removal_goes_on_when_it_is_asked_for_again(repo, monkeypatch):
+    merge(repo, ("a", "b", "c"), {"method": "ties", "density": (0.5,)}, author="t", branch="all")
+    anew = merge(repo, ("a", "c"), {"method": "ties", "density": (0.5,)}, author="t", branch="anew").commit
+    text = DYING.replace(
+        'merge(Repository.open(Path(sys.argv[1])), ("a", "b", "c"), options, author="t", branch="killed", ',
+        ('from mlc.policies.unmerging import unmerge\nunmerge(Repository.open(Path(sys.argv[1])), "all", remove="b", author="t", '),
+    )
+    monkeypatch.setitem(globals(), "DYING", text)
+    kill_after(repo, "{}", 6)
+    calls = []
+    monkeypatch.setattr(stream, "merge_tensor", lambda *args, own=stream.merge_tensor: calls.append(1) or own(*args))
+    made = unmerge(repo, "all", remove="b", author="t").commit
+    assert made.snapshot == anew.snapshot
+    assert len(calls) == len(repo.view(made.id).names()) - 6
+    assert Runs(repo).list() == []
 
 
 def test_what_a_power_cut_left_of_a_tensor_is_not_a_tensor(tmp_path):
