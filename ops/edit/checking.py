@@ -16,7 +16,7 @@ from ..evaluate.coder import Coder
 from ..models import load_model, load_tokenizer
 from . import keep
 from .covariance import ordinary_rows
-from .measure import Figures, asked_of, bench_of, figures, retained, unchanged
+from .measure import Figures, asked_of, bench_of, figures, preferences, retained, unchanged
 from .session import facts_of, result_key
 from .site import editable, inner_width
 
@@ -52,8 +52,11 @@ def _values(op: Edit, before: ModelView, after: ModelView, run: Run) -> tuple[di
     bench = bench_of(module, coder, "measure before", run.progress)
     asked = asked_of(given.facts, bench)
     was, loss_before = figures(asked, bench), mean_loss(module, rows)
+    earlier = keep.written(run.inherited(keep.MEMORY), given.facts)
+    held = preferences(earlier, bench)
     module = placed(load_model(after, dtype=torch.float32))
-    now, loss_after = figures(asked, bench_of(module, coder, "measure after", run.progress)), mean_loss(module, rows)
+    bench = bench_of(module, coder, "measure after", run.progress)
+    now, loss_after, holds = figures(asked, bench), mean_loss(module, rows), preferences(earlier, bench)
     _, about = keep.unpack(run.artifact(keep.FACTORS, result_key(op, before, given.digest, run.seed), _absent))
     numbers = list(about["numbers"].values())
     values: dict[str, Any] = {
@@ -74,6 +77,9 @@ def _values(op: Edit, before: ModelView, after: ModelView, run: Run) -> tuple[di
         "drift": _r(max(n["drift"] for n in numbers)),
         "write_fraction": _r(min(n["fraction"] for n in numbers)),
         "capacity_used": _r(max(n["used"] for n in numbers)),
+        "earlier_facts": len(earlier),
+        "earlier_efficacy_before": _share(held),
+        "earlier_efficacy": _share(holds),
     }
     return values, now, given.facts
 
@@ -84,6 +90,10 @@ def _absent() -> bytes:
 
 def _spread(rows: torch.Tensor) -> torch.Tensor:
     return rows[torch.linspace(0, len(rows) - 1, min(len(rows), TEXT_ROWS)).round().long()]
+
+
+def _share(preferred: list[float]) -> float | None:
+    return _r(sum(p > 0.5 for p in preferred) / len(preferred)) if preferred else None
 
 
 def _r(value: float | None) -> float | None:
