@@ -121,7 +121,8 @@ def load(name: str) -> Any:
             app.add(function, sub)
     command: Any = typer.main.get_command(app)
     command.name = name
-    command.optional_values = getattr(module, "OPTIONAL_VALUES", {})
+    for each in (command, *getattr(command, "commands", {}).values()):
+        each.optional_values = getattr(module, "OPTIONAL_VALUES", {})
     command.several_values = getattr(module, "SEVERAL_VALUES", {})
     return command
 

@@ -10,9 +10,11 @@ from ..registry.errors import BadParameter
 from .base import Operation
 
 CATALOG: dict[str, str] = {
+    "align": "compat.align:Align",
     "edit": "edit.edit:Edit",
     "edit.revert": "edit.revert:RevertFacts",
     "patch": "patch.patch:Patch",
+    "patch.train": "patch.cure:Cure",
     "merge": "merge.merge:Merge",
     "merge.adapters": "merge.adapters:MergeAdapters",
     "merge.informed": "merge.stored:Informed",

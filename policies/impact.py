@@ -154,6 +154,8 @@ def _behind(repo: Repository, history: dict[CommitId, Commit]) -> dict[CommitId,
     found: dict[CommitId, tuple[CommitId, ...]] = {}
     for c, commit in history.items():
         left = commit.op.params.get("ingredients") if commit.op.name == "unmerge" else None  # what was taken out is not carried on
+        if commit.op.name == "patch" and (sources := commit.op.params.get("sources")) is not None:  # the clean version and the signatures
+            left = [commit.op.params["clean"] or commit.parents[0], *sources]
         found[c] = commit.parents if left is None else tuple(map(CommitId, left))
         if not commit.parents and (base := repo.snapshot(commit.snapshot).base) in first:
             found[c] = (first[base],)  # type: ignore[index]

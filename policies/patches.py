@@ -6,17 +6,19 @@ That is read from history alone: the nearest `patch` commit with the same conten
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Unpack
 
 from ..ops.patch.patch import Patch
 from ..registry.errors import BadParameter, Incompatible
 from ..registry.ids import CommitId, short
-from ..registry.records import Commit
+from ..registry.lineage import ancestors, parents_in
+from ..registry.records import Commit, Json
 from . import lifecycle
 from .outcome import How, Outcome
-from .signatures import Named, describe, extract, find, forget, require_free, signatures
+from .signatures import Named, describe, extract, find, forget, origins, require_free, signatures
 from .targets import aim
+from .traces import UNTRAINED
 
 if TYPE_CHECKING:
     from ..registry.repository import Repository
@@ -37,6 +39,7 @@ class Overlay:
 
     clean: CommitId
     patches: tuple[Laid, ...] = ()
+    combine: str | None = None  # what several of them come to; None when nothing lies there
     grown: dict[str, tuple[str, CommitId]] = field(default_factory=dict)  # signature -> (name, the commit that applied it)
 
 
@@ -50,7 +53,7 @@ def overlay(repo: Repository, commit_id: CommitId) -> Overlay:
     patches are part of the weights now. A rollback leads to where it returned to; a revert takes what it names out of the walk.
     """
     start = repo.commit(commit_id)
-    own: tuple[CommitId, tuple[Laid, ...]] | None = None
+    own: tuple[CommitId, tuple[Laid, ...], str | None] | None = None
     grown: dict[str, tuple[str, CommitId]] = {}
     reverted: set[CommitId] = set()
     at: CommitId | None = commit_id
@@ -61,13 +64,13 @@ def overlay(repo: Repository, commit_id: CommitId) -> Overlay:
             continue
         at_clean, laid = _recorded(commit)
         if own is None and commit.snapshot == start.snapshot:
-            own = at_clean, laid
+            own = at_clean, laid, commit.op.params.get("combine", "sum") if laid else None
         else:
             for patch in laid:
                 grown.setdefault(patch.signature, (patch.name, at))
         at = at_clean
-    clean, laid = own or (commit_id, ())
-    return Overlay(clean, laid, {digest: found for digest, found in grown.items() if digest not in {p.signature for p in laid}})
+    clean, laid, combine = own or (commit_id, (), None)
+    return Overlay(clean, laid, combine, {digest: found for digest, found in grown.items() if digest not in {p.signature for p in laid}})
 
 
 def _content_before(repo: Repository, commit: Commit, reverted: set[CommitId]) -> CommitId | None:
@@ -92,10 +95,17 @@ def _recorded(commit: Commit) -> tuple[CommitId, tuple[Laid, ...]]:
 
 
 def apply(
-    repo: Repository, names: Sequence[str], *, strengths: Sequence[float] = (), ref: str | None = None, **how: Unpack[How]
+    repo: Repository,
+    names: Sequence[str],
+    *,
+    strengths: Sequence[float] = (),
+    combine: str | None = None,
+    ref: str | None = None,
+    **how: Unpack[How],
 ) -> Outcome:
     """Lay the named patches over the version of `ref` (HEAD), each at its strength (one for all, or the one it was made for).
 
+    `combine` says what several come to, those that lie there included (`ops.patch.overlay.joint`); else as it is, or `norm`.
     Raises NotFound for an unknown name, ShapeMismatch for another architecture, BadParameter for one that lies there already,
     Incompatible for one that has become part of the weights.
     """
@@ -112,7 +122,7 @@ def apply(
     given = [checked_strength(s) for s in (strengths or [named.strength for named in found])]
     given = given * len(found) if len(given) == 1 else given
     fresh = [Laid(named.name, named.signature, strength) for named, strength in zip(found, given, strict=True)]
-    return _changed(repo, start, state, (*state.patches, *fresh), (), ref, how)
+    return _changed(repo, start, replace(state, combine=combine or state.combine or "norm"), (*state.patches, *fresh), (), ref, how)
 
 
 def remove(repo: Repository, names: Sequence[str], *, ref: str | None = None, **how: Unpack[How]) -> Outcome:
@@ -144,6 +154,8 @@ def _changed(
     repo: Repository, start: CommitId, state: Overlay, laid: Sequence[Laid], gone: tuple[str, ...], ref: str | None, how: How
 ) -> Outcome:
     laid = sorted(laid, key=lambda patch: patch.signature)
+    known = origins(repo)
+    sources = tuple(sorted({known[p.signature] for p in laid if p.signature in known}))
     op = Patch(
         names=tuple(p.name for p in laid),
         signatures=tuple(p.signature for p in laid),
@@ -151,8 +163,19 @@ def _changed(
         removed=gone,
         clean=state.clean,
         onto=repo.commit(start).snapshot,
+        combine=state.combine or "sum",
+        sources=sources,
     )
-    return lifecycle.run(repo, op, ref=ref, **how)
+    data = _data_behind(repo, sources, state.clean)
+    return lifecycle.run(repo, op, ref=ref, told={"data": data} if data else None, **how)
+
+
+def _data_behind(repo: Repository, sources: Sequence[CommitId], clean: CommitId) -> list[Json]:
+    """What the robust versions learned from and the clean one did not: name and digest of every data set on the way."""
+    parents = parents_in(repo)
+    own = set(ancestors([clean], parents))
+    read = [i for c in ancestors(sources, parents) if c not in own for i in repo.commit(c).inputs if i.role not in UNTRAINED]
+    return [{"name": name, "digest": digest} for digest, name in sorted({i.digest: i.name for i in read if i.role != "patch"}.items())]
 
 
 def _check_free(repo: Repository, named: Named, state: Overlay, earlier: Sequence[Named], start: CommitId) -> None:

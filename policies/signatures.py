@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 KIND = "signature"  # of the journal's records
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+_PLACES = ("kind", "name", "signature", "pack", "packs", "undoes", "redoes")  # of a record, beside the facts
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +47,15 @@ class Named:
 
 
 def signatures(repo: Repository) -> dict[str, Named]:
-    """Every named signature, sorted by name; of several under one name the newest."""
-    found: dict[str, Named] = {}
+    """Every named signature, sorted by name; of several under one name the newest. A name that was forgotten is not among them."""
+    found: dict[str, Named | None] = {}
     for record in repo.journal.with_text(f'"kind":"{KIND}"'):
         body = record.body
         if body.get("kind") == KIND and body["name"] not in found:
-            facts = {key: value for key, value in body.items() if key not in ("kind", "name", "signature", "pack", "packs")}
-            found[body["name"]] = Named(body["name"], body["signature"], {**facts, "author": record.author, "time": record.time})
-    return dict(sorted(found.items()))
+            facts = {key: value for key, value in body.items() if key not in _PLACES}
+            named = Named(body["name"], body["signature"], {**facts, "author": record.author, "time": record.time})
+            found[body["name"]] = None if body.get("forgotten") else named
+    return {name: named for name, named in sorted(found.items()) if named is not None}
 
 
 def find(repo: Repository, name: str) -> Named:
@@ -61,6 +66,39 @@ def find(repo: Repository, name: str) -> Named:
         hint = f"did you mean {' or '.join(close)}? `mlc patch list` lists them all" if close else "`mlc patch list` lists them"
         raise NotFound(f"there is no patch {name!r}", hint=hint, candidates=close)
     return known[name]
+
+
+def origins(repo: Repository) -> dict[str, CommitId]:
+    """Digest of a signature -> the robust version that it was taken from; also of those whose names are forgotten."""
+    found: dict[str, CommitId] = {}
+    for record in repo.journal.with_text(f'"kind":"{KIND}"'):
+        if record.body.get("kind") == KIND and "robust" in record.body:
+            found.setdefault(record.body["signature"], CommitId(record.body["robust"]))
+    return found
+
+
+def require_free(repo: Repository, name: str) -> None:
+    """Raise BadParameter for what cannot be a name, RefMoved for one that is taken."""
+    if not NAME.fullmatch(name):
+        raise BadParameter(f"a patch cannot be called {name!r:.80}", hint="letters, digits, '.', '_' and '-', for example: --name fog")
+    if (taken := signatures(repo).get(name)) is not None:
+        hint = f"choose another name, or take this one away: mlc patch forget {name}"
+        raise RefMoved(f"the name {name} is taken by signature {short(taken.signature)}", hint=hint)
+
+
+def forget(repo: Repository, names: Sequence[str], *, author: str = "unknown") -> list[Named]:
+    """Take names away; returns what they stood for. Nothing else goes: the signatures' bytes stay, and versions that carry them.
+
+    One record per name, which `undo` takes back. Raises NotFound for an unknown name, BadParameter for one that is given twice; then
+    nothing is forgotten.
+    """
+    if len(set(names)) != len(names):
+        raise BadParameter("a name is given twice", hint="mlc patch list")
+    gone = [find(repo, name) for name in names]
+    for named in gone:
+        facts = {key: value for key, value in named.facts.items() if key not in ("author", "time")}
+        repo.record({"kind": KIND, "name": named.name, "signature": named.signature, **facts, "forgotten": True}, author=author)
+    return gone
 
 
 def extract(

@@ -1,6 +1,7 @@
 """Undo and redo: the last move of refs taken back, by a new record. Nothing of history is ever removed.
 
 A record of kind `refs` with reason `undo` names in `undoes` the seq it takes back; with reason `redo`, in `redoes`, the one it makes again.
+The name of a patch that was forgotten counts as such a move: it is told as a ref `patches/NAME`, and given back by a record of its own.
 """
 
 from __future__ import annotations
@@ -8,9 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .errors import NotFound
+from .ids import CommitId
 from .journal import JournalRecord
 from .publishing import warned
-from .records import RefUpdate
+from .records import Json, RefUpdate
 
 if TYPE_CHECKING:
     from .repository import Repository
@@ -26,6 +28,9 @@ def undo(repo: Repository, author: str) -> list[RefUpdate]:
     if record is None:
         raise NothingToUndo("there is no move of a ref left to take back", hint="mlc log --all")
     updates = [RefUpdate(u.name, old=u.new, new=u.old) for u in _updates(record)]
+    if _forgets(record):
+        repo.record({**_named(record), "undoes": record.seq}, author=author)
+        return updates
     repo.move_refs(updates, reason="undo", author=author, undoes=record.seq)
     _keep_head_valid(repo, updates)
     return updates
@@ -37,6 +42,9 @@ def redo(repo: Repository, author: str) -> list[RefUpdate]:
     if record is None:
         raise NothingToUndo("nothing was taken back since the last move", hint="mlc undo")
     updates = _updates(record)
+    if _forgets(record):
+        repo.record({**_named(record), "forgotten": True, "redoes": record.seq}, author=author)
+        return updates
     repo.move_refs(updates, reason="redo", author=author, redoes=record.seq)
     _keep_head_valid(repo, updates)
     return updates
@@ -50,7 +58,7 @@ def _last_standing(repo: Repository) -> JournalRecord | None:
             stands.setdefault(record.body["undoes"], False)
         elif "redoes" in record.body:
             stands.setdefault(record.body["redoes"], True)
-        elif record.refs and stands.get(record.seq, True):
+        elif (record.refs or _forgets(record)) and stands.get(record.seq, True):
             return record
     return None
 
@@ -66,12 +74,23 @@ def _last_undone(repo: Repository) -> JournalRecord | None:
             if seq not in redone:
                 return next(repo.journal.records(seq - 1))
             redone.discard(seq)
-        elif record.refs:
+        elif record.refs or _forgets(record):
             return None
     return None
 
 
+def _forgets(record: JournalRecord) -> bool:
+    return record.body["kind"] == "signature" and bool(record.body.get("forgotten"))
+
+
+def _named(record: JournalRecord) -> dict[str, Json]:
+    """The record of a patch's name without what was done to it."""
+    return {key: value for key, value in record.body.items() if key not in ("forgotten", "undoes", "redoes")}
+
+
 def _updates(record: JournalRecord) -> list[RefUpdate]:
+    if _forgets(record):
+        return [RefUpdate(f"patches/{record.body['name']}", old=CommitId(record.body["signature"]), new=None)]
     return [RefUpdate.from_json(update) for update in record.refs]
 
 

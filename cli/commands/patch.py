@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
 
+from ...ops.catalog import load
 from ...registry.errors import BadParameter
 from ..conduct import conduct
 from ..context import Session
-from ..options import Author, Mutation, Rev, complete_rev
+from ..operations import begin, options_of
+from ..options import RESUMED, Author, Mutation, Resume, Rev, complete_rev
+
+TRAINING = load("patch.train")
+METAVARS = {"data": "FILE", "method": "cure|trades|at", "scope": "REGEX"}
+Training = options_of(TRAINING, METAVARS)
+OPTIONAL_VALUES = RESUMED
 
 Names = Annotated[list[str], typer.Argument(metavar="NAME...", help="Patches, as `mlc patch list` shows them.")]
 Onto = Annotated[str | None, typer.Option(metavar="REV", help="The version.", show_default="HEAD", autocompletion=complete_rev)]
@@ -66,6 +74,10 @@ def apply(
     strength: Annotated[
         str | None, typer.Option(metavar="X[,Y...]", help="A factor for all, or one for each.", show_default="as extracted")
     ] = None,
+    combine: Annotated[
+        str | None,
+        typer.Option(metavar="norm|sum", help="What several come to: as far as the strongest, or their sum.", show_default="norm"),
+    ] = None,
     onto: Onto = None,
 ) -> None:
     """Lay one or several patches over a version; their order does not matter."""
@@ -74,7 +86,7 @@ def apply(
     strengths = _numbers(strength)
     conduct(
         session,
-        lambda: patches.apply(session.repo, names, strengths=strengths, ref=onto, **how.arguments(session, "patch")),
+        lambda: patches.apply(session.repo, names, strengths=strengths, combine=combine, ref=onto, **how.arguments(session, "patch")),
         hint=lambda commit: f"mlc diff {commit['parents'][0][:12]} {commit['short']}",
         measured=lambda check: _measured(session, check),
     )
@@ -129,6 +141,73 @@ def show(session: Session, name: Annotated[str, typer.Argument(metavar="NAME", h
     session.hint(f"mlc patch apply {name}")
 
 
+def train(
+    session: Session,
+    operation: Training,  # type: ignore[valid-type]
+    how: Mutation,
+    name: Annotated[str, typer.Option("--name", metavar="NAME", help="What the patch shall be called.")],
+    rev: Rev = None,
+    bits: Annotated[str, typer.Option(metavar="8|4|ternary", help="Bits of an element of the signature.")] = "8",
+    density: Annotated[
+        float | None, typer.Option(metavar="X", help="Share of each tensor that is kept.", show_default="0.4 if ternary, else 1")
+    ] = None,
+    strength: Annotated[float, typer.Option(metavar="X", help="The strength that it is applied at unless another is given.")] = 1.0,
+    resume: Resume = None,
+) -> None:
+    """Train a robust version of a clean one, on a branch of its own, and take its signature."""
+    from ...policies import patches
+
+    patches.require_free(session.repo, name)
+    if resume is None and how.branch is None:
+        how = replace(how, branch=f"{name}-robust")
+    made: list[tuple[Any, list[str]]] = []
+
+    def work() -> Any:
+        outcome = begin(session, TRAINING, operation, how, rev, resume)
+        if outcome.commit is not None:
+            made.append(
+                patches.extract(
+                    session.repo, outcome.commit_id, outcome.commit.parents[0], name=name, bits=bits, density=density, strength=strength,
+                    author=outcome.commit.author, message=how.message or "", progress=session.progress,
+                )
+            )  # fmt: skip
+        return outcome
+
+    def proof(_: Any) -> str:
+        from ..render.patch import patch_lines
+
+        return "\n".join(patch_lines(made[0][0].to_json(), session.paint))
+
+    conduct(
+        session,
+        work,
+        hint=lambda _: f"mlc patch apply {name}",
+        proof=proof,
+        measured=lambda check: _robustness(session, check),
+    )
+
+
+def forget(session: Session, names: Names, author: Author = None) -> None:
+    """Take names of patches away. Versions that carry them stay as they are; `mlc undo` gives the names back."""
+    from ...policies import patches
+
+    gone = patches.forget(session.repo, names, author=session.author(author))
+    document = {"forgotten": [named.to_json() for named in gone]}
+
+    def render() -> None:
+        for named in gone:
+            session.line(f"Patch {named.name} is forgotten (it was signature {named.signature[:12]}).")
+
+    session.show(document, render)
+    session.hint("mlc undo")
+
+
+def _robustness(session: Session, check: dict[str, Any]) -> None:
+    from ..render.patch import robustness_lines
+
+    session.lines(robustness_lines(check))
+
+
 def _numbers(text: str | None) -> list[float]:
     if text is None:
         return []
@@ -144,4 +223,4 @@ def _measured(session: Session, check: dict[str, Any]) -> None:
     session.line(overlay_line(check, session.paint))
 
 
-SUBVERBS = {"extract": extract, "apply": apply, "remove": remove, "list": list_, "show": show}
+SUBVERBS = {"extract": extract, "train": train, "apply": apply, "remove": remove, "list": list_, "show": show, "forget": forget}

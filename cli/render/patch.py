@@ -59,3 +59,12 @@ def render_list(session: Session, document: dict[str, Any]) -> None:
 def _form(patch: dict[str, Any]) -> str:
     bits = patch["bits"] if patch["bits"] == "ternary" else f"{patch['bits']}-bit"
     return bits if patch["density"] == 1 else f"{bits}, top {patch['density']:.0%}"
+
+
+def robustness_lines(check: dict[str, Any]) -> list[str]:
+    """What training did: right answers among the held-out records, on inputs as they are and when moved against the model."""
+    if "robust_after" not in check:
+        return []
+    told = f"Held-out records: {check['rows']}."
+    pairs = (("clean inputs", "clean"), ("under attack", "robust"))
+    return [told, *(f"  {label.ljust(12)}  {percent(check[f'{key}_before'])} -> {percent(check[f'{key}_after'])}" for label, key in pairs)]

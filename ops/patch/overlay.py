@@ -6,7 +6,8 @@ time, whatever is there at the moment.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,25 +30,43 @@ def ordered(layers: Iterable[Layer]) -> list[Layer]:
     return sorted(layers, key=lambda layer: layer[0].digest)
 
 
-def materialise(name: str, clean: Tensor, layers: Iterable[Layer]) -> Tensor:
+def materialise(name: str, clean: Tensor, layers: Iterable[Layer], combine: str = "sum") -> Tensor:
     """Tensor `name` under these layers, in the clean tensor's type.
 
-    `y = clean` in float32 (float64 stays); for each layer, by digest, `y = y + strength * R`, every product and sum rounded by itself;
-    rounded to the clean type at last. Running statistics are moved by what sets the robust model's apart, at a strength of at most 1: what
-    a forward pass measured is not the better for being exaggerated; a variance keeps at least a tenth of the clean one. Layers that do not
-    have the tensor, or of strength zero, leave it as it is, to the bit.
+    `y = clean` in float32 (float64 stays); for each layer, by digest, `y = y + f * strength * R`, every product and sum rounded by itself;
+    rounded to the clean type at last. f is 1 for a single layer; for several it is what `combine` says (`joint`). Running statistics are
+    moved by what sets the robust model's apart, at a strength of at most 1: what a forward pass measured is not the better for being
+    exaggerated; a variance keeps at least a tenth of the clean one. Layers that do not have the tensor, or of strength zero, leave it as
+    it is, to the bit.
     """
     here = [(signature, strength) for signature, strength in ordered(layers) if strength]
     adding = [(signature.tensor(name), strength) for signature, strength in here if name in signature.tensors]
-    adding += [(signature.statistics[name], min(strength, 1.0)) for signature, strength in here if name in signature.statistics]
-    if not adding:
+    measured = [(signature.statistics[name], min(strength, 1.0)) for signature, strength in here if name in signature.statistics]
+    if not adding and not measured:
         return clean
     y = widen(clean)
-    for term, strength in adding:
-        y = add(y, scale(term.to(y.dtype), strength))
+    for terms, factor in ((adding, joint([s for _, s in adding], combine)), (measured, _mean([s for _, s in measured], combine))):
+        for term, strength in terms:
+            y = add(y, scale(term.to(y.dtype), factor * strength))
     if name.endswith("running_var"):
         y = torch.maximum(y, scale(widen(clean), LEAST))
     return round_to(y, clean.dtype)
+
+
+def joint(strengths: Sequence[float], combine: str) -> float:
+    """The factor of every strength where several signatures meet in one tensor, in float64.
+
+    `norm`: max(s) / sqrt(sum s^2), so that signatures without a common direction together move a tensor as far as the strongest would
+    alone: 1 / sqrt(n) for n equal ones. `sum`: 1.
+    """
+    if combine == "sum" or len(strengths) < 2:
+        return 1.0
+    return max(strengths) / math.sqrt(math.fsum(s * s for s in strengths))
+
+
+def _mean(strengths: Sequence[float], combine: str) -> float:
+    """The same for running statistics: `norm` takes the mean over the robust models, as 2302.12480 does."""
+    return 1.0 if combine == "sum" else 1.0 / max(1.0, math.fsum(strengths))
 
 
 def touched(layers: Iterable[Signature]) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ...registry.view import ModelView
     from .signature import Signature
 
+COMBINE = ("norm", "sum")
 KIND = "signature"  # of the artifacts that a patched commit keeps
 WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
@@ -36,6 +37,8 @@ class Patch(Operation):
     removed: tuple[str, ...] = option((), help="digests of the signatures that this change takes off")
     clean: str | None = option(None, help="the version without any patch (default: the start)")
     onto: str | None = option(None, help="the snapshot that this was planned for; another one is refused")
+    sources: tuple[str, ...] = option((), help="the robust versions that the signatures were taken from: what they learned is in here")
+    combine: str = option("sum", help="what several patches come to: norm (as far as the strongest alone) or sum")
 
     def __post_init__(self) -> None:
         if not len(self.names) == len(self.signatures) == len(self.strengths):
@@ -44,6 +47,8 @@ class Patch(Operation):
             raise BadParameter("the same signature cannot lie over a version twice", hint="mlc patch list")
         if not self.signatures and not self.removed:
             raise BadParameter("no patch was named", hint="mlc patch list")
+        if self.combine not in COMBINE:
+            raise BadParameter(f"--combine is norm or sum, not {self.combine!r:.40}", hint="--combine norm")
         for digest in (*self.signatures, *self.removed):
             if not is_digest(digest):
                 raise BadParameter(f"{digest!r:.80} is not the digest of a signature", hint="mlc patch list")
@@ -76,7 +81,7 @@ class Patch(Operation):
         layers = [(self._taken(view, run, at), strength) for at, strength in enumerate(self.strengths)]
         names = touched([s for s, _ in layers] + [_read(view, digest) for digest in self.removed])
         for done, name in enumerate(names, 1):
-            yield SetTensor(name, materialise(name, clean.tensor(name), layers))
+            yield SetTensor(name, materialise(name, clean.tensor(name), layers, self.combine))
             run.progress("patch", done, len(names))
 
     def check(self, before: ModelView, after: ModelView, run: Run) -> Check:
@@ -86,6 +91,8 @@ class Patch(Operation):
         equal = after.snapshot_id == clean.snapshot_id
         values = {"patches": patches, "clean": self.clean, "clean_snapshot": clean.snapshot_id, "tensors_patched": len(changed)}
         values["equal_to_clean"] = equal
+        if len(patches) > 1:
+            values["combine"] = self.combine
         if not self.signatures and not equal:
             return Check(False, values, "without patches the clean bytes should be back, and are not", "mlc fsck --level 3")
         return Check(True, values)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from mlc.tests.cli.running import ok, run_cli
+from mlc.tests.factories import tiny_model
 
 UP = "model.layers.0.mlp.up_proj.weight"
 
@@ -82,3 +85,87 @@ def test_wrong_words_have_their_exit_codes_and_a_way_on(lenient, words, code, ki
     assert (answer.code, answer.error["kind"], answer.error["exit_code"]) == (code, kind, code)
     assert answer.error["hint"]
     assert answer.out == ""
+
+
+@pytest.fixture
+def labelled(lenient):
+    """Words with answers, enough to train on and to measure."""
+    rows = [{"prompt": f"the {a} is", "answer": b} for a in ("river", "stone", "lamp", "harbour") for b in ("red", "blue", "amber")]
+    path = lenient.root / "records.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+TRAIN = ("--epsilon", "0.3", "--steps", "4", "--batch", "6", "--attack-steps", "2", "--clean-limit", "1")
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """What a few random weights know is luck: the measure is set, training and commits are real."""
+    told = iter([(0.5, 0.25), (0.5, 0.5)] * 3)
+    monkeypatch.setattr("mlc.ops.patch.curing.accuracies", lambda *_: next(told))
+
+
+def test_a_robust_version_is_trained_on_a_branch_of_its_own_and_its_signature_named(labelled, measured):
+    clean = ok("show", "main")["commit"]
+    found = ok("patch", "train", "--data", labelled, "--name", "steady", "--bits", "ternary", *TRAIN)
+    commit = found["commit"]
+    assert commit["op"]["name"] == "patch.train"
+    assert (commit["parents"], commit["check"]["robust_gain"]) == ([clean["id"]], 0.25)
+    assert commit["check"]["training"]["method"] == "cure"
+    patch = ok("patch", "show", "steady")["patch"]
+    assert (patch["robust"], patch["clean"], patch["bits"], patch["projected"]) == (commit["id"], clean["id"], "ternary", False)
+    assert ok("show", "main")["commit"]["id"] == clean["id"]
+    assert ok("show", "steady-robust")["commit"]["id"] == commit["id"]
+    laid = ok("patch", "apply", "steady")["commit"]
+    assert ok("patch", "remove", "steady")["commit"]["snapshot"] == clean["snapshot"] != laid["snapshot"]
+    assert run_cli("patch", "train", "--data", labelled, "--name", "steady", *TRAIN, "--json").error["kind"] == "RefMoved"
+
+
+def test_people_read_what_the_training_did(labelled, measured):
+    out = run_cli("patch", "train", "--data", labelled, "--name", "steady", *TRAIN, "--method", "trades").out
+    assert "Held-out records: 1." in out
+    assert "under attack  25.0 % -> 50.0 %" in out
+    assert "Patch steady" in out
+    plan = run_cli("patch", "train", "--data", labelled, "--name", "other", *TRAIN, "--dry-run")
+    assert (plan.code, "by cure for 4 steps on 12 records" in plan.out) == (0, True)
+    assert "other" not in ok("branch")["branches"]
+
+
+def test_training_that_makes_nothing_robust_is_committed_nowhere(labelled, monkeypatch):
+    monkeypatch.setattr("mlc.ops.patch.curing.accuracies", lambda *_: (0.5, 0.25))
+    answer = run_cli("patch", "train", "--data", labelled, "--name", "steady", *TRAIN, "--json")
+    assert (answer.code, answer.error["kind"]) == (10, "CheckFailed")
+    assert ok("patch", "list")["patches"] == []
+    assert run_cli("patch", "train", "--name", "steady", "--json").code == 2
+    assert run_cli("patch", "train", "--data", labelled, "--name", "steady", "--steps", "2", "--json").error["kind"] == "BadParameter"
+
+
+def test_names_are_forgotten_and_undo_gives_them_back(robust):
+    ok("patch", "extract", "robust", "main", "--name", "fog")
+    digest = ok("patch", "show", "fog")["patch"]["signature"]
+    assert ok("patch", "forget", "fog")["forgotten"][0]["signature"] == digest
+    assert ok("patch", "list")["patches"] == []
+    assert run_cli("patch", "forget", "fog", "--json").error["kind"] == "NotFound"
+    assert ok("undo")["moved"][0]["name"] == "patches/fog"
+    assert ok("patch", "show", "fog")["patch"]["signature"] == digest
+    said = run_cli("patch", "forget", "fog").out
+    assert said == f"Patch fog is forgotten (it was signature {digest[:12]}).\n"
+    assert f"patches/fog  now at {digest[:12]}" in run_cli("undo").out
+
+
+def test_a_patch_lies_over_a_version_once_and_over_its_own_architecture_only(robust):
+    ok("patch", "extract", "robust", "main", "--name", "fog")
+    ok("patch", "apply", "fog")
+    tiny_model(robust.root / "deeper", layers=3)
+    ok("import", robust.root / "deeper", "--branch", "deeper")
+    before = ok("refs")
+    twice = run_cli("patch", "apply", "fog", "--json")
+    assert (twice.code, twice.error["kind"]) == (2, "BadParameter")
+    assert "lies over" in twice.error["message"]
+    other = run_cli("patch", "apply", "fog", "--onto", "deeper", "--json")
+    assert (other.code, other.error["kind"]) == (6, "ShapeMismatch")
+    assert "it is for another architecture" in other.error["message"]
+    same = run_cli("patch", "apply", "fog", "fog", "--onto", "robust", "--json")
+    assert (same.code, same.error["kind"]) == (2, "BadParameter")
+    assert ok("refs") == before

@@ -44,6 +44,7 @@ EXAMPLES["edit"] = [
 ]
 EXAMPLES["edit.revert"] = []  # needs the commit of an edit behind it: tests/policies/test_edits.py
 EXAMPLES["patch"] = [{"names": ("fog",), "signatures": "{signature}", "strengths": (0.5,)}]
+EXAMPLES["patch.train"] = [{"data": "{retain}", "epsilon": 0.3, "steps": 3, "batch": 4, "attack_steps": 2, "clean_limit": 1.0}]
 EXAMPLES["merge"] = [{"ingredients": ("main",), "weights": (2.0,), "normalize": False}]
 EXAMPLES |= {name: [] for name in ("merge.adapters", "merge.rmm", "merge.rebuild", "merge.informed")}  # tests/policies
 EXAMPLES["merge.opcm"] = [{"ingredients": ("main",), "base": "main"}]

@@ -6,7 +6,10 @@ import random
 
 import pytest
 
+from mlc.ops.update.train import Update
 from mlc.policies import lifecycle, patches
+from mlc.policies.impact import impact
+from mlc.policies.traces import sought
 from mlc.registry.errors import BadParameter, GateRefused, Incompatible, NotFound, RefMoved, ShapeMismatch
 from mlc.registry.ids import short
 from mlc.registry.maintenance.fsck import fsck
@@ -204,3 +207,80 @@ def test_names_survive_a_new_catalog_move_only_by_force_and_are_looked_for_by_fs
     assert fsck(repo, 1).findings == ()
     repo.record({"kind": "signature", "name": "lost", "signature": "ab" * 32, "bytes": 3}, author="a")
     assert any("patch lost" in finding.sentence for finding in fsck(repo, 1).findings)
+
+
+def test_a_forgotten_name_is_free_and_undo_gives_it_back(repo, weather):
+    apply(repo, "fog")
+    before, tip = patches.signatures(repo), repo.refs.all()
+    gone = patches.forget(repo, ["fog", "rain"], author="a")
+    assert [named.name for named in gone] == ["fog", "rain"]
+    assert list(patches.signatures(repo)) == ["night"]
+    with pytest.raises(NotFound, match="there is no patch 'fog'"):
+        apply(repo, "fog", ref=weather, branch="other")
+    with pytest.raises(NotFound, match="there is no patch 'fog'"):
+        patches.forget(repo, ["night", "fog"], author="a")  # all or none
+    with pytest.raises(BadParameter, match="given twice"):
+        patches.forget(repo, ["night", "night"], author="a")
+    assert list(patches.signatures(repo)) == ["night"]
+    reindex(repo)
+    assert list(patches.signatures(repo)) == ["night"]
+    moved = repo.undo("a")
+    assert [(u.name, u.old, u.new) for u in moved] == [("patches/rain", None, before["rain"].signature)]
+    assert list(patches.signatures(repo)) == ["night", "rain"]
+    repo.redo("a")
+    assert list(patches.signatures(repo)) == ["night"]
+    repo.undo("a")
+    repo.undo("a")
+    assert {n: p.signature for n, p in patches.signatures(repo).items()} == {n: p.signature for n, p in before.items()}
+    assert patches.find(repo, "fog").facts["bytes"] == before["fog"].facts["bytes"]
+    assert repo.refs.all() == tip
+    assert fsck(repo, 3).findings == ()
+    repo.undo("a")  # now the patch itself
+    assert laid(repo) == []
+
+
+def test_a_patch_whose_name_is_forgotten_still_comes_off_and_the_name_can_be_given_anew(repo, weather):
+    apply(repo, "fog")
+    patches.forget(repo, ["fog"], author="a")
+    assert laid(repo) == [("fog", 1.0)]
+    assert remove(repo, "fog").commit.snapshot == repo.commit(weather).snapshot
+    fresh, _ = patches.extract(repo, "fog-robust", weather, name="fog", bits="8", author="a")
+    assert patches.find(repo, "fog").signature == fresh.signature
+    with pytest.raises(RefMoved, match="is taken"):
+        patches.require_free(repo, "fog")
+
+
+def test_several_patches_come_to_as_far_as_the_strongest_alone_unless_a_sum_is_asked_for(repo, weather):
+    norm = apply(repo, "fog", "rain")
+    assert (norm.commit.op.params["combine"], norm.commit.check["combine"]) == ("norm", "norm")
+    night = apply(repo, "night", ref=weather, branch="other")
+    assert night.commit.op.params["combine"] == "norm"
+    plain = apply(repo, "fog", "rain", combine="sum", ref=weather, branch="plain")
+    assert plain.commit.snapshot != norm.commit.snapshot
+    kept = apply(repo, "night", ref="plain")  # what lies there says how
+    assert kept.commit.op.params["combine"] == "sum"
+    assert apply(repo, "night").commit.snapshot != kept.commit.snapshot
+    again = remove(repo, "night", ref="plain")
+    assert again.commit.snapshot == plain.commit.snapshot
+    alone = remove(repo, "rain", ref="plain")
+    assert alone.commit.snapshot == apply(repo, "fog", ref=weather, branch="alone").commit.snapshot
+    with pytest.raises(BadParameter, match="--combine is norm or sum"):
+        apply(repo, "night", combine="mean", ref="alone")
+
+
+def test_a_patched_version_carries_what_its_robust_version_learned(repo, root, tmp_path):
+    text = tmp_path / "noisy.txt"
+    text.write_text("the river is amber . the stone speaks near the lamp .\n" * 40)
+    op = Update(data=str(text), steps=1, seq_len=8, batch=2, lr=1e-3)
+    robust = lifecycle.run(repo, op, branch="robust", author="a").commit
+    patches.extract(repo, "robust", "main", name="noise", author="a")
+    before = repo.resolve("main")
+    patched = apply(repo, "noise")
+    (data,) = [i for i in robust.inputs if i.role == "data"]
+    assert patched.commit.check["data"] == [{"name": "noisy.txt", "digest": data.digest}]
+    removed = remove(repo, "noise")
+    assert "data" not in removed.commit.check
+    found = {a.id: a.mark.state for a in impact(repo, sought(repo, str(text))).commits}
+    assert found[patched.commit_id] == "carries"
+    assert removed.commit_id not in found
+    assert before not in found
