@@ -6,8 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from mlc.ops.base import Diverged
 from mlc.ops.data.mixing import Mixture, Source
 from mlc.ops.engine import LocalEngine, TrainSettings
+from mlc.ops.engine.schedule import stable_steps
+from mlc.registry.errors import StalePlan
 from mlc.tests.ops.fakes import Killed, MemoryRun
 
 
@@ -124,3 +127,88 @@ def test_a_rider_cannot_move_what_a_mask_holds():
     LocalEngine().train(module, rows(), settings(weight_decay=0.1), MemoryRun(), objective=pull, masks={"outer": mask}, attached=(Sum(),))
     assert torch.equal(module.outer[~mask], start.outer[~mask])
     assert (module.outer[mask] != start.outer[mask]).all()
+
+
+# --- numbers that break off ---
+
+
+class Cliff:
+    """The usual loss, until the weights have gone too far."""
+
+    def __init__(self, edge):
+        self.edge = edge
+
+    def __call__(self, module, batch):
+        loss = pull(module, batch)
+        return loss if module.inner.abs().max() < self.edge else loss * torch.nan
+
+
+def test_the_state_before_a_loss_that_is_no_number_is_kept_and_a_slower_run_goes_on_from_it():
+    fast = {"lr": 0.05, "warmup": 0, "decay": "constant"}
+    run, cliff = MemoryRun(), Cliff(Tiny().inner.abs().max().item() + 0.1)
+    with pytest.raises(Diverged, match=r"no longer a number at step 4 of 12; the state after step 3 is kept") as caught:
+        LocalEngine().train(Tiny(), rows(), settings(**fast), run, objective=cliff)
+    assert caught.value.details["step"] == 4
+    assert run.state[0] == 3
+    with pytest.raises(Diverged, match="step 4"):
+        LocalEngine().train(Tiny(), rows(), settings(**fast), run, objective=cliff)  # the same again ends the same
+    with pytest.raises(StalePlan, match="--slow speaks of a step that is over"):
+        LocalEngine().train(Tiny(), rows(), settings(**fast, slow=((3, 0.5),)), run, objective=pull)
+    resumed, whole, slow = Tiny(), Tiny(), settings(**fast, slow=((4, 1e-6),))
+    LocalEngine().train(resumed, rows(), slow, run, objective=pull)
+    LocalEngine().train(whole, rows(), slow, MemoryRun(), objective=pull)
+    assert equal(resumed, whole)
+    assert not equal(whole, trained(MemoryRun(), **fast))
+
+
+def test_a_loss_that_never_was_a_number_keeps_no_state():
+    run = MemoryRun()
+    with pytest.raises(Diverged, match=r"step 1 of 12$"):
+        LocalEngine().train(Tiny(), rows(), settings(), run, objective=Cliff(0.0))
+    assert run.state is None
+
+
+# --- the stable state ---
+
+
+@pytest.mark.parametrize("decay", ["wsd", "infinite"])
+def test_annealing_from_the_stable_state_ends_with_the_same_bits(decay):
+    plan = {"steps": 40, "warmup": 4, "decay": decay, "keep_stable": True, "save_every": 0}
+    whole = Tiny()
+    outcome = LocalEngine().train(whole, rows(), settings(**plan), MemoryRun(), objective=pull)
+    stable = outcome.stable
+    assert stable.step == stable_steps(settings(**plan)) < 40
+    assert stable.meta["batches"] == stable.step
+    run = MemoryRun()  # as if it had been stopped there
+    run.state = (stable.step, stable.tensors, {"rows": stable.meta["rows"], "losses": [0.0] * stable.step})
+    annealed = Tiny()
+    LocalEngine().train(annealed, rows(), settings(**plan), run, objective=pull)
+    assert equal(annealed, whole)
+
+
+def test_the_stable_state_survives_a_kill_behind_it():
+    plan = {"steps": 40, "warmup": 4, "decay": "wsd", "keep_stable": True, "save_every": 38}
+    whole = LocalEngine().train(Tiny(), rows(), settings(**plan), MemoryRun(), objective=pull).stable
+    run = MemoryRun(die_after=39)
+    with pytest.raises(Killed):
+        LocalEngine().train(Tiny(), rows(), settings(**plan), run, objective=pull)
+    run.die_after = None
+    again = LocalEngine().train(Tiny(), rows(), settings(**plan), run, objective=pull).stable
+    assert again.step == whole.step
+    assert again.meta == whole.meta
+    assert all(torch.equal(again.tensors[n], t) for n, t in whole.tensors.items())
+
+
+def test_a_run_from_a_stable_state_is_the_run_that_never_stopped():
+    constant = {"warmup": 0, "decay": "wsd", "keep_stable": True, "save_every": 0}
+    first = LocalEngine().train(Tiny(), rows(), settings(steps=20, **constant), MemoryRun(), objective=pull).stable
+    second = LocalEngine().train(Tiny(), rows(), settings(steps=20, **constant), MemoryRun(), objective=pull, start=first).stable
+    assert second.meta["batches"] == 2 * first.step
+    long = Tiny()  # as many steps in one go, at the same rate
+    LocalEngine().train(long, rows(), settings(steps=2 * first.step, warmup=0, decay="constant"), MemoryRun(), objective=pull)
+    assert all(torch.equal(p, second.tensors[f"param.{n}"]) for n, p in long.named_parameters())
+
+
+def test_only_who_asks_is_given_a_stable_state():
+    assert LocalEngine().train(Tiny(), rows(), settings(decay="wsd"), MemoryRun(), objective=pull).stable is None
+    assert LocalEngine().train(Tiny(), rows(), settings(keep_stable=True), MemoryRun(), objective=pull).stable is None

@@ -385,3 +385,43 @@ def test_a_model_without_numbers_has_no_importance(llama, text):
     broken = llama.after([SetTensor("model.norm.weight", torch.full((16,), math.nan))])
     with pytest.raises(CheckFailed):
         changed(update(text, protect="ewc", replay=(f"{text}:0.5",)), broken)
+
+
+# --- going on from the stable state ---
+
+
+def carried(run):
+    """What a commit of this run hands on to the next one."""
+    following = MemoryRun()
+    following.ancestry = {kind: data for (kind, _), data in run.artifacts.items()}
+    return following
+
+
+def test_an_update_goes_on_from_the_stable_state_of_the_last_one(llama, text):
+    run = MemoryRun()
+    first = changed(update(text, steps=30, decay="wsd"), llama, run)
+    assert run.records["stable"]["rate"] == SMALL["lr"]
+    following = carried(run)
+    second = changed(update(text, steps=10, decay="infinite", lr=None, begin="stable"), first, following)
+    assert following.records["training"]["lr"] == SMALL["lr"]  # the rate goes on, too
+    assert following.records["training"]["warmup_steps"] == 0
+    afresh = changed(update(text, steps=10, decay="wsd", warmup=0.0), first, MemoryRun())
+    assert second.digests() != afresh.digests()
+    assert second.digests() == changed(update(text, steps=10, decay="wsd", begin="stable"), first, carried(run)).digests()
+
+
+def test_a_stable_state_of_other_weights_is_refused(llama, text):
+    run = MemoryRun()
+    first = changed(update(text, steps=12, decay="wsd"), llama, run)
+    edited = first.after([SetTensor("model.norm.weight", first.tensor("model.norm.weight") * 2)])
+    with pytest.raises(Incompatible, match="changed since"):
+        changed(update(text, begin="stable"), edited, carried(run))
+    with pytest.raises(Incompatible, match="keeps no stable state"):
+        changed(update(text, begin="stable"), llama, MemoryRun())
+
+
+def test_no_stable_state_is_kept_where_the_rate_just_falls(llama, text):
+    run = MemoryRun()
+    changed(update(text), llama, run)
+    assert "stable" not in run.records
+    assert "stable-state" not in {kind for kind, _ in run.artifacts}
