@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -20,7 +21,7 @@ from ..ops.merge.pins import pinned
 from ..ops.merge.recipe import TOKENIZERS, Recipe
 from ..ops.merge.settings import read_words
 from ..ops.merge.table import METHODS
-from ..registry.errors import BadParameter, Incompatible, NotFound, RefMoved, RefNotFound
+from ..registry.errors import BadParameter, CheckFailed, Incompatible, NotFound, RefMoved, RefNotFound
 from ..registry.ids import CommitId, short
 from ..registry.lineage import common_bases
 from ..registry.records import Commit, Json
@@ -62,6 +63,11 @@ def merge(repo: Repository, revs: Sequence[str], options: Mapping[str, Any], **h
             raise BadParameter(
                 f"{rev} ({short(commit_id)}) is named twice", hint="name each version once, and say how much it counts: --weights"
             )
+    with _called(revs, ids):
+        return _merge(repo, revs, ids, options, how)
+
+
+def _merge(repo: Repository, revs: Sequence[str], ids: tuple[CommitId, ...], options: Mapping[str, Any], how: How) -> Outcome:
     values: dict[str, Any] = {**options, "method": _method(options.get("method"))}
     if values.get("tokenizer") not in (None, *TOKENIZERS):
         values["tokenizer"] = _version(repo, values["tokenizer"])
@@ -164,6 +170,18 @@ def _said(outcome: Outcome, notes: Sequence[str]) -> Outcome:
     return dataclasses.replace(outcome, warnings=tuple(dict.fromkeys((*outcome.warnings, *notes)))) if notes else outcome
 
 
+@contextmanager
+def _called(revs: Sequence[str], ids: Sequence[CommitId]) -> Iterator[None]:
+    """What is said about a version inside names it as it was typed: operations know only ids."""
+    try:
+        yield
+    except (Incompatible, BadParameter, CheckFailed) as fault:
+        for rev, commit_id in zip(revs, ids, strict=True):
+            if len(rev) < 4 or not commit_id.startswith(rev):  # no part of the id itself
+                fault.message = re.sub(rf"(?<!\(){short(commit_id)}\b", lambda _, name=rev: name, fault.message)
+        raise
+
+
 def _nothing(repo: Repository, commit_id: CommitId, revs: Sequence[str]) -> Outcome:
     commit = repo.commit(commit_id)
     said = f"{' and '.join(dict.fromkeys(revs))} are one version, {short(commit_id)}: nothing was recorded"
@@ -238,7 +256,8 @@ def _by_file(repo: Repository, revs: Sequence[str], values: dict[str, Any], how:
     values["config"] = pinned(recipe, ids)
     op = Merge(**values)
     notes = [f"{name} was imported as the branch {branch}" for name, (branch, _) in brought.items()]
-    return _said(lifecycle.run(repo, op, ref=ref, told={"config": called}, **how), notes)
+    with _called(recipe.names(), ids):
+        return _said(lifecycle.run(repo, op, ref=ref, told={"config": called}, **how), notes)
 
 
 def _known(repo: Repository, name: str) -> CommitId | None:

@@ -72,12 +72,17 @@ def refused(*words: str) -> tuple[int, str, str]:
 @pytest.mark.parametrize(
     ("words", "code", "said", "hint"),
     [
-        (("a", "wide"), 6, "shapes differ: model.layers.0.mlp.down_proj.weight of", "mlc diff"),
-        (("a", "other"), 6, "is a llama,", "one architecture"),
-        (("a", "longer"), 6, "vocabularies differ: model.embed_tokens.weight of", "--tokenizer base or union"),
+        (("a", "wide"), 6, "shapes differ: model.layers.0.mlp.down_proj.weight of wide is [16, 48], ", "mlc diff"),
+        (("a", "other"), 6, "a is a llama, other a gpt2", "one architecture"),
+        (
+            ("a", "longer"),
+            6,
+            "vocabularies differ: model.embed_tokens.weight of longer is [65, 16], model.embed_tokens.weight of a is",
+            "--tokenizer base or union",
+        ),
         (("a", "renamed"), 6, "the same row of an embedding stands for different tokens", "--tokenizer base or union"),
-        (("a", "untied"), 6, "has a head of its own", "written out"),
-        (("a", "hole"), 6, "has no tensor model.norm.weight", "mlc diff"),
+        (("a", "untied"), 6, "untied has a head of its own, the head of a is tied", "written out"),
+        (("a", "hole"), 6, "hole has no tensor model.norm.weight, which a has", "mlc diff"),
         (("a", "b", "--weights", "1,-1"), 2, "sum to zero", "normalize"),
         (("a", "b", "--method", "task-arithmetic", "--normalize", "--weights", "1,-1"), 2, "sum to zero", "normalize"),
         (("a", "b", "--method", "ties", "--density", "0"), 2, "outside (0, 1]", "0.5"),
