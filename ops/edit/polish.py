@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .prompts import Group
 from .site import Editable
-from .targets import DONE, Adam, Part, Settings, clamped, lost, parts_of
+from .targets import DONE, Adam, Part, Settings, clamped, lost, moving, parts_of
 
 STEPS = 60
 PACE = 1.0  # of the targets' rate
@@ -41,17 +41,21 @@ def polish(
     settings: Settings,
     drift: tuple[Tensor, float] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    *,
+    before: Sequence[Tensor | None] | None = None,
+    beyond: Tensor | None = None,
 ) -> Polished:
     """Residuals R [d1, u] corrected for A = `written` [d0, u], both float64; the model is as it was before this layer's write.
 
     radius: longest R allowed per subject [u]. drift: A^T C A [u, u] and a weight, which keep what ordinary text sees small.
+    before: what the model said before any write, by part. beyond: what the next block will add behind each subject [u, d1].
     """
-    parts = [(part, _reach(model, layer, part, written)) for part in parts_of(model, layer, groups, settings.kl)]
+    parts = [(part, _reach(model, layer, part, written)) for part in parts_of(model, layer, groups, settings.kl, before)]
     change = residual.T.float().contiguous().to(model.device)
     radius = radius.float().to(model.device)
     adam, best, least, first = Adam(PACE * rate, change), change, float("inf"), 0.0
     for step in range(1, STEPS + 1):
-        losses, gradient = _measure(model, layer, parts, change, drift)
+        losses, gradient = _measure(model, layer, parts, change, drift, beyond)
         mean = losses.mean().item()
         first = mean if step == 1 else first
         if mean < least:
@@ -72,7 +76,12 @@ def _reach(model: Editable, layer: int, part: Part, written: Tensor) -> Tensor:
 
 
 def _measure(
-    model: Editable, layer: int, parts: list[tuple[Part, Tensor]], change: Tensor, drift: tuple[Tensor, float] | None
+    model: Editable,
+    layer: int,
+    parts: list[tuple[Part, Tensor]],
+    change: Tensor,
+    drift: tuple[Tensor, float] | None,
+    beyond: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Loss per subject [u] and gradient [u, d1]."""
     moved = change.clone().requires_grad_(True)
@@ -88,7 +97,8 @@ def _measure(
         place = torch.arange(reach.shape[1], device=change.device)[None]
         inside = ((place >= part.batch.first[:, None]) & (place <= part.batch.at[:, None]))[:, :, None]
         states = part.states + reach @ change + (reach * inside) @ (moved - change)
-        losses = lost(model, layer, part, states)
+        with moving(model, layer + 1, beyond, part):
+            losses = lost(model, layer, part, states)
         losses.sum().backward()
         total = total.index_add(0, part.owner[part.batch.rows], losses.detach())
     assert moved.grad is not None

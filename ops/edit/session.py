@@ -26,12 +26,12 @@ from .conflicts import spared
 from .contexts import Contexts, contexts_of
 from .covariance import Moment, moments, ordinary_rows
 from .layers import auto_layers
-from .measure import bench_of, present
+from .measure import bench_of, present, rivals
 from .polish import polish
-from .prompts import Group, Prompter, groups_of, prefixes_of
+from .prompts import Group, Prompter, Row, collate, groups_of, prefixes_of
 from .requests import inputs, requested
 from .site import Editable, check_span, stored_name
-from .targets import Settings, Targets, find_targets, hidden_at, radii
+from .targets import Settings, Targets, find_targets, hidden_at, parts_of, radii
 
 if TYPE_CHECKING:
     from ...registry.view import ModelView
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from .edit import Edit
 
 DRIFT = 15.0  # weight of the drift certificate in the correction, per unit of --kl and subject, shared by the subject's facts
+BEYOND = ("beyond", "beyond_hidden")
+ASKED = 64  # facts that a model is asked to see whether it computes at all
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,13 @@ class Prepared:
     settings: Settings
     digest: str  # of the facts
     prefixes: list[str]
+    rivals: dict[str, str]  # id of each fact -> the answer that it is to replace
+    beyond: int | None = None  # the next block, where subjects with several facts have a second target
+
+    @property
+    def written(self) -> tuple[int, ...]:
+        """All blocks that are written into, ascending."""
+        return self.layers if self.beyond is None else (*self.layers, self.beyond)
 
     @property
     def subjects(self) -> list[str]:
@@ -108,8 +117,11 @@ def prepare(op: Edit, view: ModelView, run: Run) -> Prepared:
         run.input(record)
     model = Editable(view)
     coder = Coder(load_tokenizer(view))
-    _refuse_present(given, bench_of(model.module, coder, "present answers", run.progress))
+    bench = bench_of(model.module, coder, "present answers", run.progress)
+    _refuse_present(given, bench)
+    said = dict(zip([f.id for f in given.facts], rivals(given.facts, bench), strict=True))
     prompter = Prompter(coder, _window(view))
+    _refuse_broken(model, [prompter.row(f.prompt, f.subject, fact=f) for f in given.facts[:ASKED]])
     prefixes = prefixes_of(view, run, model.module, coder, op.prefixes) if op.prefixes else []
     groups = groups_of(given.facts, prompter, prefixes)
     width = model.weight(0).shape[1]
@@ -122,8 +134,12 @@ def prepare(op: Edit, view: ModelView, run: Run) -> Prepared:
         span = traced.layers
     check_span(span, model.count)
     layers = tuple(range(span[0], span[1] + 1))
+    # What stands behind the subject in the last block nobody reads any more.
+    second = op.span is None and span[1] + 2 < model.count and any(len(group.facts) > 1 for group in groups)
+    beyond = span[1] + 1 if second else None
     rows = ordinary_rows(op.covariance, view, run, width)
-    return Prepared(model, given.facts, groups, layers, moments(model, layers, rows, run), settings, given.digest, prefixes)
+    found = moments(model, (*layers, *([beyond] if beyond is not None else [])), rows, run)
+    return Prepared(model, given.facts, groups, layers, found, settings, given.digest, prefixes, said, beyond)
 
 
 def _refuse_present(given: FactSet, bench: Bench) -> None:
@@ -136,22 +152,31 @@ def _refuse_present(given: FactSet, bench: Bench) -> None:
         )
 
 
+@torch.no_grad()
+def _refuse_broken(model: Editable, rows: list[Row]) -> None:
+    """Raise CheckFailed for a model whose answers are no numbers."""
+    if not bool(torch.isfinite(model.logits(collate(rows))).all()):
+        raise _not_finite("answers of this model")
+
+
 def _write_all(op: Edit, ready: Prepared, run: Run) -> tuple[dict[int, Written], list[Change]]:
     view, model, key = ready.model.view, ready.model, result_key(op, ready.model.view, ready.digest, run.seed)
-    metrics = {layer: _metric(op, ready.moments[layer], layer, run) for layer in ready.layers}
+    metrics = {layer: _metric(op, ready.moments[layer], layer, run) for layer in ready.written}
     memory = run.inherited(keep.MEMORY)
     earlier: dict[int, Tensor | None] = {}
-    for layer in ready.layers:
+    for layer in ready.written:
         seen = contexts_of(model, layer, ready.groups)
         earlier[layer] = _earlier(op, ready, layer, metrics[layer], seen.keys, memory, run)
-        found = _room(op, ready, metrics[layer], seen, earlier[layer])
-        capacity.check_room(found, len(ready.groups), layer, op.over_capacity)
+        if layer != ready.beyond:
+            found = _room(op, ready, metrics[layer], seen, earlier[layer])
+            capacity.check_room(found, len(ready.groups), layer, op.over_capacity)
     targets = _targets(ready, run, key)
+    before = [part.before for part in parts_of(model, ready.layers[-1], ready.groups, ready.settings.kl)]
     written: dict[int, Written] = {}
     changes: list[Change] = []
-    for n, layer in enumerate(ready.layers):
-        run.progress("write", n, len(ready.layers))
-        part = _write(op, ready, targets, layer, metrics[layer], earlier[layer], run)
+    for n, layer in enumerate(ready.written):
+        run.progress("write", n, len(ready.written))
+        part = _write(op, ready, targets, layer, metrics[layer], earlier[layer], before, run)
         written[layer] = part
         name = stored_name(model.family, view, layer)
         data, left, right = derivation.edited(view.tensor(name), part.up.cpu(), part.down.cpu(), model.transposed(layer))
@@ -171,6 +196,8 @@ def _earlier(op: Edit, ready: Prepared, layer: int, metric: solve.Metric, keys: 
 
 
 def _metric(op: Edit, moment: Moment, layer: int, run: Run) -> solve.Metric:
+    if not bool(torch.isfinite(moment.matrix).all()):
+        raise _not_finite(f"keys of layer {layer}")
     metric = solve.memit_metric(moment.matrix) if op.method == "memit" else solve.alphaedit_metric(moment.matrix, op.threshold)
     if metric.ridge:
         run.note(f"layer {layer}: {moment.keys:,} keys of text do not span its {len(moment.matrix):,} dimensions; a ridge was added")
@@ -191,36 +218,50 @@ def _targets(ready: Prepared, run: Run, key: str) -> Targets:
 
     def compute() -> bytes:
         tell = lambda done, total: run.progress("targets", done, total)  # noqa: E731
-        found = find_targets(ready.model, ready.layers[-1], ready.groups, ready.settings, tell)
+        again = ready.beyond is not None
+        found = find_targets(ready.model, ready.layers[-1], ready.groups, ready.settings, tell, beyond=again)
         tensors = {"hidden": found.hidden, "z": found.z, "change": found.change}
+        tensors |= {name: t for name in BEYOND if (t := getattr(found, name)) is not None}
         ids = [[f.id for f in g.facts] for g in ready.groups]
         numbers = {"losses": found.losses, "steps": found.steps, "lr": found.lr}
         return keep.pack(tensors, subjects=ready.subjects, ids=ids, layer=ready.layers[-1], **numbers)
 
     tensors, about = keep.unpack(run.artifact(keep.TARGETS, key, compute))
     where = ready.model.device
-    hidden, change = tensors["hidden"].to(where), tensors["change"].to(where)
-    return Targets(hidden, change, tuple(about["losses"]), tuple(about["steps"]), about["lr"])
+    held = {name: t.to(where) for name, t in tensors.items() if name != "z"}
+    return Targets(**held, losses=tuple(about["losses"]), steps=tuple(about["steps"]), lr=about["lr"])
 
 
-def _write(op: Edit, ready: Prepared, targets: Targets, layer: int, metric: solve.Metric, earlier: Tensor | None, run: Run) -> Written:
-    """The factors of one layer, on the model as it is now; the last layer's are corrected on what they do."""
-    model, left = ready.model, ready.layers[-1] - layer + 1
+def _write(
+    op: Edit,
+    ready: Prepared,
+    targets: Targets,
+    layer: int,
+    metric: solve.Metric,
+    earlier: Tensor | None,
+    before: list[Tensor | None],
+    run: Run,
+) -> Written:
+    """The factors of one layer, on the model as it is now; where a target stands, they are corrected on what they do."""
+    model, second = ready.model, layer == ready.beyond
     seen = contexts_of(model, layer, ready.groups)
     weight = solve.weight_for(metric, seen.keys, op.share)
     beside = seen.spread if earlier is None else torch.cat([seen.spread, earlier], 1)
     written = solve.factors(metric, seen.keys, weight, beside)
-    missing = targets.z - hidden_at(model, ready.layers[-1], ready.groups)
-    residual = missing.T.double().cpu() / left
-    wanted = residual
-    if left == 1:
-        radius = polish_slack(op.share) * radii(targets.hidden, ready.groups, op.clamp)
+    residual = wanted = _wanted(ready, targets, layer)
+    if second or layer == ready.layers[-1]:
+        slack = polish_slack(op.share)
+        radius = slack * radii(targets.beyond_hidden if second else targets.hidden, ready.groups, op.clamp)  # type: ignore[arg-type]
+        if second:
+            radius *= (wanted.norm(dim=0) > 0).to(radius)
         gram = written.T @ metric.moment @ written
         scale = op.kl * DRIFT * len(ready.groups) ** 2 / len(ready.facts) / _energy(model, layer, metric)
         tell = lambda done, total: run.progress("correct", done, total)  # noqa: E731
+        beyond = None if second else targets.beyond
         residual = polish(
-            model, layer, ready.groups, residual, written, radius, targets.lr, ready.settings, (gram, scale), tell
-        ).residual.cpu()
+            model, layer, ready.groups, residual, written, radius, targets.lr, ready.settings, (gram, scale), tell,
+            before=before, beyond=beyond,
+        ).residual.cpu()  # fmt: skip
     up, down = residual.float(), written.T.float().contiguous()
     if not (bool(torch.isfinite(up).all()) and bool(torch.isfinite(down).all())):
         raise CheckFailed(f"layer {layer}: the equations have no finite solution", hint="--strength 0.8, or more text with --covariance")
@@ -229,6 +270,21 @@ def _write(op: Edit, ready: Prepared, targets: Targets, layer: int, metric: solv
     fraction = solve.joint_fractions(seen.keys, written).mean().item()
     drift = solve.drift(up.double(), down.double(), w, metric.moment)
     return Written(up, down, seen.keys, seen.spread, earlier, wanted, weight, fraction, drift, found.used, metric.rank)
+
+
+def _not_finite(what: str) -> CheckFailed:
+    return CheckFailed(
+        f"the {what} are not finite: this version does not compute", hint="mlc log tells which version did; mlc rollback goes there"
+    )
+
+
+def _wanted(ready: Prepared, targets: Targets, layer: int) -> Tensor:
+    """Residuals [d1, u] float64 to be written at `layer`: its part of what is still missing at the target, or the second change."""
+    if layer == ready.beyond:
+        assert targets.beyond is not None
+        return targets.beyond.T.double().cpu()
+    missing = targets.z - hidden_at(ready.model, ready.layers[-1], ready.groups)
+    return missing.T.double().cpu() / (ready.layers[-1] - layer + 1)
 
 
 def polish_slack(share: float) -> float:
@@ -243,7 +299,7 @@ def _energy(model: Editable, layer: int, metric: solve.Metric) -> float:
 
 def _keep(op: Edit, ready: Prepared, run: Run, key: str, written: dict[int, Written], targets: Targets, memory: bytes | None) -> None:
     ids = [[f.id for f in g.facts] for g in ready.groups]
-    about = {"subjects": ready.subjects, "ids": ids, "layers": list(ready.layers), "method": op.method}
+    about = {"subjects": ready.subjects, "ids": ids, "layers": list(ready.written), "beyond": ready.beyond, "method": op.method}
     again = {"moments": {str(n): m.key for n, m in ready.moments.items()}, "params": op.params(), "prefixes": ready.prefixes}
     requests = {"facts": [asdict(f) for f in ready.facts]}
     numbers = {str(n): {"fraction": w.fraction, "drift": w.drift, "used": w.used, "weight": w.weight} for n, w in written.items()}
@@ -254,7 +310,8 @@ def _keep(op: Edit, ready: Prepared, run: Run, key: str, written: dict[int, Writ
     spread |= {f"layer.{n}.earlier": w.earlier.float() for n, w in written.items() if w.earlier is not None}
     owner = contexts_of(ready.model, ready.layers[0], ready.groups).owner
     run.artifact(keep.KEYS, key, lambda: keep.pack({**keys, **spread, "owner": owner}, **about, **again, **requests, numbers=numbers))
-    grown = keep.grown(memory, {n: contexts_of(ready.model, n, ready.groups).keys for n in written}, ready.subjects)
+    keyed = {n: contexts_of(ready.model, n, ready.groups).keys for n in written}
+    grown = keep.grown(memory, keyed, ready.subjects, ready.facts, [ready.rivals[f.id] for f in ready.facts])
     run.artifact(keep.MEMORY, blob_digest(grown), lambda: grown)
 
 
@@ -262,7 +319,7 @@ def _told(op: Edit, ready: Prepared, written: dict[int, Written]) -> dict[str, A
     return {
         "facts": len(ready.facts),
         "subjects": len(ready.groups),
-        "layers": list(ready.layers),
+        "layers": list(ready.written),
         "weights": {str(n): w.weight for n, w in written.items()},
         "covariance_keys": {str(n): m.keys for n, m in ready.moments.items()},
         "rank": {str(n): w.rank for n, w in written.items()},

@@ -2,20 +2,26 @@
 
 All subjects of a batch at once, each with a change d of its own, its own Adam moments, its own clamp and its own end; rows of different
 subjects never meet, so the numbers are those of one subject at a time. Blocks up to the edited layer run once: their output is a constant.
-Loss per subject (MEMIT, eq. 16, with ROME's constraint): mean NLL of the answers + kl sqrt(facts) KL(now || before) on other questions
-about the subject + weight_decay |d|^2 / |h|^2. A subject with several facts is moved further, hence the root in kl and in the clamp.
+Loss per subject (MEMIT, eq. 16, with ROME's constraint): mean NLL of the answers + kl / sqrt(facts) KL(now || before) on other questions
+about the subject + weight_decay |d|^2 / |h|^2. A subject with several facts is moved further, hence the root in the clamp; and as the mean
+divides each answer's weight by their number, what is kept must not weigh as much as before.
+
+One vector behind the subject cannot carry several answers that never went together: the blocks that look them up read it at different
+depths. Such a subject may have a second change at the output of the next block (`beyond`), found together with the first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .prompts import Batch, Group, Row, collate
-from .site import Editable
+from .site import Editable, first_of
 
 RATE = 0.35  # first step's length relative to |h|, by which the default rate is set
 DONE = 0.05  # a loss below which a subject needs no further step
@@ -44,6 +50,8 @@ class Targets:
     losses: tuple[float, ...]
     steps: tuple[int, ...]
     lr: float
+    beyond: Tensor | None = None  # changes at the next block [u, d1]: zero for a subject with one fact
+    beyond_hidden: Tensor | None = None  # clean hidden states there [u, d1]
 
     @property
     def z(self) -> Tensor:
@@ -52,12 +60,18 @@ class Targets:
 
 
 def find_targets(
-    model: Editable, layer: int, groups: Sequence[Group], settings: Settings, progress: Callable[[int, int], None] | None = None
+    model: Editable,
+    layer: int,
+    groups: Sequence[Group],
+    settings: Settings,
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    beyond: bool = False,
 ) -> Targets:
-    """Targets at the output of block `layer` for every group, in order."""
-    hidden = hidden_at(model, layer, groups)
-    scale = hidden.norm(dim=1).mean().item()
-    rate = settings.lr if settings.lr is not None else default_rate(scale, hidden.shape[1])
+    """Targets at the output of block `layer` for every group, in order; with `beyond` also at the next where a subject has several."""
+    layers = (layer, layer + 1) if beyond and any(len(group.facts) > 1 for group in groups) else (layer,)
+    hidden = torch.stack([hidden_at(model, n, groups) for n in layers], 1)
+    rate = settings.lr if settings.lr is not None else default_rate(hidden[:, 0].norm(dim=1).mean().item(), hidden.shape[2])
     changes, losses, steps = [], [], []
     for start in range(0, len(groups), settings.batch):
         part = slice(start, start + settings.batch)
@@ -68,7 +82,28 @@ def find_targets(
         steps += search.steps
         if progress is not None:
             progress(min(start + settings.batch, len(groups)), len(groups))
-    return Targets(hidden, torch.cat(changes), tuple(losses), tuple(steps), rate)
+    found = torch.cat(changes)
+    second = (found[:, 1].contiguous(), hidden[:, 1].contiguous()) if len(layers) > 1 else (None, None)
+    return Targets(hidden[:, 0].contiguous(), found[:, 0].contiguous(), tuple(losses), tuple(steps), rate, *second)
+
+
+@contextmanager
+def moving(model: Editable, layer: int, change: Tensor | None, part: Part) -> Iterator[None]:
+    """Block `layer` gives more by `change` [u, d1] behind each row's subject; None changes nothing."""
+    if change is None:
+        yield
+        return
+    rows, added = torch.arange(len(part.owner), device=change.device), change[part.owner]
+
+    def add(_: Any, __: Any, output: Any) -> Any:
+        states = first_of(output).index_put((rows, part.batch.at), added, accumulate=True)
+        return (states, *output[1:]) if isinstance(output, tuple) else states
+
+    handle = model.blocks[layer].register_forward_hook(add)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def default_rate(scale: float, width: int) -> float:
@@ -125,11 +160,15 @@ class Part:
         return Part(batch, self.states[keep], self.owner[keep], self.weight[places], before)
 
 
-def parts_of(model: Editable, layer: int, groups: Sequence[Group], kl: float) -> list[Part]:
-    """All rows of the groups in parts of similar length: those that learn the answer, then those that keep theirs."""
+def parts_of(model: Editable, layer: int, groups: Sequence[Group], kl: float, before: Sequence[Tensor | None] | None = None) -> list[Part]:
+    """All rows of the groups in parts of similar length: those that learn the answer, then those that keep theirs.
+
+    before: of the same call on another version of the model, whose answers are the ones to keep; None for the model as it is.
+    """
     asked = [(row, weight, i) for i, g in enumerate(groups) for row, weight in g.asked]
-    kept = [(row, kl * len(g.facts) ** 0.5 / len(g.kept), i) for i, g in enumerate(groups) for row in g.kept] if kl else []
-    return [_part(model, layer, rows, keep) for many, keep in ((asked, False), (kept, True)) for rows in _alike(many)]
+    kept = [(row, kl / len(g.facts) ** 0.5 / len(g.kept), i) for i, g in enumerate(groups) for row in g.kept] if kl else []
+    parts = [_part(model, layer, rows, keep) for many, keep in ((asked, False), (kept, True)) for rows in _alike(many)]
+    return parts if before is None else [replace(part, before=was) for part, was in zip(parts, before, strict=True)]
 
 
 def _part(model: Editable, layer: int, rows: list[tuple[Row, float, int]], keep: bool) -> Part:
@@ -154,14 +193,20 @@ def lost(model: Editable, layer: int, part: Part, states: Tensor) -> Tensor:
 
 
 class _Search:
-    """Adam on the changes of one batch of subjects."""
+    """Adam on the changes of one batch of subjects; hidden [u, 1 or 2, d1]: one block, or also the next."""
 
     def __init__(self, model: Editable, layer: int, groups: Sequence[Group], hidden: Tensor, s: Settings, rate: float) -> None:
-        self.model, self.layer, self.s, self.rate = model, layer, s, rate
-        self.size = hidden.norm(dim=1).clamp_min(1e-12)
-        self.radius = radii(hidden, groups, s.clamp)
+        self.model, self.layer, self.s = model, layer, s
+        size = hidden.norm(dim=2).clamp_min(1e-12)
+        self.square = size.square()
+        self.radius = torch.stack([radii(hidden[:, n], groups, s.clamp) for n in range(hidden.shape[1])], 1)
+        several = torch.tensor([len(group.facts) > 1 for group in groups], device=hidden.device)
+        self.radius[:, 1:] *= several[:, None]
         self.change = torch.zeros_like(hidden)
+        # Each block's rate follows its own hidden state, relative to the subject's: a subject's numbers are its own.
         self.adam = Adam(rate, hidden)
+        self.pace = torch.ones_like(size)
+        self.pace[:, 1:] = size[:, 1:] / size[:, :1]
         self.losses, self.steps = [0.0] * len(groups), [0] * len(groups)
         self.parts = parts_of(model, layer, groups, s.kl)
 
@@ -184,22 +229,24 @@ class _Search:
     def _measure(self, parts: list[Part], live: Tensor) -> tuple[list[float], Tensor]:
         """Loss and gradient per subject; zero for those that are done."""
         change = self.change.clone().requires_grad_(True)
-        ratio = change.square().sum(1) / self.size.square()
+        ratio = (change.square().sum(2) / self.square).sum(1)
         losses = torch.where(live, self.s.weight_decay * ratio, 0.0)
         losses.sum().backward()
         total = losses.detach()
         for part in parts:
             rows = torch.arange(len(part.owner), device=change.device)
-            states = part.states.index_put((rows, part.batch.at), change[part.owner], accumulate=True)
-            losses = lost(self.model, self.layer, part, states)
+            states = part.states.index_put((rows, part.batch.at), change[part.owner, 0], accumulate=True)
+            with moving(self.model, self.layer + 1, change[:, 1] if change.shape[1] > 1 else None, part):
+                losses = lost(self.model, self.layer, part, states)
             losses.sum().backward()
             total = total.index_add(0, part.owner[part.batch.rows], losses.detach())
         assert change.grad is not None
         return total.tolist(), change.grad
 
     def _step(self, step: int, gradient: Tensor, live: Tensor) -> None:
-        change = self.change - self.adam.move(step, gradient)
-        self.change = torch.where(live[:, None], clamped(change, self.radius), self.change)
+        change = self.change - self.pace[:, :, None] * self.adam.move(step, gradient)
+        change = clamped(change.flatten(0, 1), self.radius.flatten()).view_as(change)
+        self.change = torch.where(live[:, None, None], change, self.change)
 
 
 def radii(hidden: Tensor, groups: Sequence[Group], clamp: float) -> Tensor:

@@ -198,6 +198,20 @@ class TestTakingBack:
         assert torch.equal(old[:, 1:], new[:, 1:])
         assert not torch.equal(old[:, 0], new[:, 0])
 
+    def test_a_subject_that_keeps_one_fact_of_several_needs_no_second_change_any_more(self, view, facts, monkeypatch):
+        monkeypatch.setattr("mlc.ops.edit.layers.candidates", lambda _: [0])
+        run = MemoryRun()
+        changes = list(Edit(facts=facts, **{**EAGER, "layers": "auto", "steps": 5}).apply(view, run))
+        kept = Kept(held(run, keep.FACTORS), held(run, keep.KEYS), view, view.after(changes))
+        assert [c.name for c in changes] == [f"model.layers.{n}.mlp.down_proj.weight" for n in (0, 1)]
+        for old, new in zip(changes, unwrite(view.after(changes), kept, ["three"], run), strict=True):
+            a, b = old.derived.factors[0], new.derived.factors[0]
+            assert torch.equal(a[:, 1:], b[:, 1:])
+            assert not torch.equal(a[:, 0], b[:, 0])
+            assert bool(b[:, 0].any()) == (old.name == changes[0].name)
+        whole = list(unwrite(view.after(changes), kept, ["one", "two", "three", "four"], run))
+        assert all(torch.equal(c.data, view.tensor(c.name)) for c in whole)
+
     def test_on_a_matrix_that_changed_since_the_difference_is_written(self, view, done):
         _, run, _, after = done
         name = "model.layers.1.mlp.down_proj.weight"
@@ -274,11 +288,20 @@ class TestLayers:
         assert candidates([0.0] * 4) == [0]
         assert len(candidates([1.0] * 40)) <= 7
 
-    def test_auto_is_cached_and_ends_at_one_block_of_a_shallow_model(self, view, facts):
+    def test_auto_is_cached_and_takes_one_block_of_a_shallow_model_and_the_next_for_subjects_with_several_facts(
+        self, view, facts, tmp_path
+    ):
         run = MemoryRun()
         op = Edit(facts=facts, **{**EAGER, "layers": "auto", "steps": 3})
         changes = list(op.apply(view, run))
-        assert len(changes) == 1
+        first, last = run.records["layers"]["layers"]
+        assert first == last
+        wanted = [last, last + 1] if last == 0 else [last]  # in the last of three blocks nobody reads it any more
+        assert [c.name for c in changes] == [f"model.layers.{n}.mlp.down_proj.weight" for n in wanted]
+        assert keep.unpack(held(run, keep.KEYS))[1]["layers"] == wanted
+        alone = tmp_path / "alone.jsonl"
+        alone.write_text("".join(json.dumps(row) + "\n" for row in ROWS[1:3]))
+        assert len(list(Edit(facts=str(alone), **{**EAGER, "layers": "auto", "steps": 3}).apply(view, MemoryRun()))) == 1
         assert len(run.records["layers"]["effects"]) == 3
         assert any(k[0] == "causal-trace" for k in run.artifacts)
 

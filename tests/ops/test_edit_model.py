@@ -196,6 +196,21 @@ class TestTargets:
             weights = torch.tensor([w / len(row.places) for row, w in group.asked for _ in row.places])
             assert -(weights * logprobs).sum().item() == pytest.approx(found.losses[i], abs=1e-4)
 
+    @pytest.mark.parametrize("family", ["llama", "gptj"])
+    def test_a_subject_with_several_facts_has_a_second_change_and_the_others_are_as_without(self, views, family):
+        model, groups = Editable(views[family]), self.groups(views[family])
+        settings = Settings(steps=20, lr=0.05, clamp=5.0, kl=0.0, weight_decay=0.0)
+        one, two = find_targets(model, 0, groups, settings), find_targets(model, 0, groups, settings, beyond=True)
+        several = torch.tensor([len(group.facts) > 1 for group in groups])
+        assert one.beyond is None
+        assert bool((two.beyond[several].norm(dim=1) > 0).all())
+        assert not bool(two.beyond[~several].any())
+        torch.testing.assert_close(two.change[~several], one.change[~several], rtol=1e-4, atol=1e-5)
+        assert bool((torch.tensor(two.losses)[several] < torch.tensor(one.losses)[several]).all())
+        alone = [find_targets(model, 0, [group], settings, beyond=True).losses[0] for group in groups]
+        assert alone == pytest.approx(two.losses, abs=1e-4)
+        torch.testing.assert_close(two.beyond_hidden, hidden_at(model, 1, groups))
+
 
 def test_prefixes_hold_no_braces(views):
     from mlc.ops.edit.prompts import prefixes_of
