@@ -103,7 +103,7 @@ def weighted_sum(
         _product(parts[0], None, shares[0], y)
         for part, share in zip(parts[1:], shares[1:], strict=True):
             torch.add(y, _product(part, None, share, term), out=y)
-        _round_into(new, y if divisor is None else torch.div(y, divisor, out=y))
+        round_into(new, y if divisor is None else torch.div(y, divisor, out=y))
     return out
 
 
@@ -135,7 +135,7 @@ def task_sum(
             torch.div(y, divisor, out=y)
         if last is not None:
             torch.mul(y, last, out=y)
-        _round_into(new, torch.add(wide, y, out=y))
+        round_into(new, torch.add(wide, y, out=y))
     return out
 
 
@@ -158,7 +158,7 @@ def _product(x: Tensor, base: Tensor | None, share: Tensor | None, y: Tensor) ->
     return y if share is None else torch.mul(y, share, out=y)
 
 
-def _round_into(out: Tensor, x: Tensor) -> None:
+def round_into(out: Tensor, x: Tensor) -> None:
     """`round_to` of x `[n]`, written into `out` `[n]`."""
     out.copy_(x)
     if x.numel() and bool(torch.isnan(torch.amax(x))):

@@ -6,6 +6,7 @@ thread and many give the same bytes. What is equal in all versions, and stays so
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from .merge import Merge
 
 LENDING = ("linear", "task")  # formulas that never write into what they are given
+SLOW = 2e-8  # seconds a byte: several times what it takes to write it
 AHEAD = 1  # tensors per thread that wait to be handed on
 
 
@@ -146,11 +148,12 @@ class Job:
     # --- one tensor ---
 
     def _again(self, output: Output) -> tuple[Tensor, Derived | None]:
-        """The tensor as a run that died had computed it, or computed now. Plain sums are made again: that is no slower than reading."""
+        """The tensor as a run that died had computed it, or computed now. What is made as fast as it is written is made again."""
         if self.kept is not None and (data := self.kept.read(output.name)) is not None:
             return data, None
+        began = time.thread_time()
         data, derived = self._merged(output)
-        if self.kept is not None and derived is None:
+        if self.kept is not None and derived is None and time.thread_time() - began > SLOW * data.nbytes:
             self.kept.write(output.name, data)
         return data, derived
 

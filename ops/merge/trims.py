@@ -6,13 +6,15 @@ told apart, the order is that of mergekit's sort.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ...kernels.select import kth_largest, top_k_masks
 from .case import Draw, Threshold
 
-SAMPLE = 1 << 14  # magnitudes that are looked at first
+SAMPLE = 1 << 15  # magnitudes that are looked at first
+LOOK = 1 << 17  # elements of one step of a pass in memory that is used again
 STEP = 1 << 16  # elements of one step: what fits a cache
 TINY = 1e-7  # sums of magnitudes below this are not rescaled
 
@@ -48,25 +50,29 @@ def threshold(x: Tensor, base: Tensor, density: float) -> Threshold:
 
 
 def _between(x: Tensor, base: Tensor, k: int) -> Threshold | None:
-    stride = x.numel() // SAMPLE
-    sample = difference(x[::stride], base[::stride], torch.float32).abs_().sort().values
-    middle, spread = len(sample) * (1 - k / x.numel()), 3 * len(sample) ** 0.5  # six standard deviations of a quantile
-    high, low = (float(sample[min(max(int(middle + s), 0), len(sample) - 1)]) for s in (spread, -spread))
-    over, start, values, places = 0, 0, [], []
-    for one, other in zip(x.split(STEP), base.split(STEP), strict=True):
-        scores = difference(one, other, torch.float32).abs_()
-        over += int(torch.gt(scores, high, out=torch.empty_like(scores)).sum())  # ones in float32: exact for so few, and faster
-        inside = ((scores >= low) & (scores <= high)).nonzero().reshape(-1)
-        values.append(scores[inside])
-        places.append(inside + start)
-        start += len(scores)
-        if bool(torch.isnan(scores.sum())):
+    n, step = x.numel(), x.numel() // SAMPLE
+    sample = np.sort(difference(x[::step], base[::step], torch.float32).abs_().numpy())
+    middle, spread = len(sample) * (1 - k / n), 3 * len(sample) ** 0.5  # six standard deviations of a quantile
+    high, low = (sample[min(max(int(middle + s), 0), len(sample) - 1)] for s in (spread, -spread))
+    room, over, values, places = torch.empty(2, LOOK, dtype=torch.float32), 0, [], []
+    for start in range(0, n, LOOK):
+        part = slice(start, min(start + LOOK, n))
+        moved, known = room[:, : part.stop - part.start]
+        torch.sub(moved.copy_(x[part]), known.copy_(base[part]), out=moved)
+        if bool(torch.isnan(moved.abs_().amax())):
             return None
-    among, where = torch.cat(values), torch.cat(places)
-    if not over < k <= over + len(among):
+        scores = moved.numpy()
+        above, inside = scores > high, scores >= low
+        over += int(np.count_nonzero(above))
+        at = np.flatnonzero(np.not_equal(above, inside, out=inside))
+        values.append(scores[at])
+        places.append(at + start)
+    among, where, left = np.concatenate(values), np.concatenate(places), k - over
+    if not 0 < left <= len(among):
         return None
-    among, order = among.sort(descending=True, stable=True)  # equals stay in the order of their places
-    return float(among[k - over - 1]), int(where[order[k - over - 1]])
+    cut = np.partition(among, len(among) - left)[len(among) - left]
+    equal = where[among == cut]
+    return float(cut), int(equal[left - int(np.count_nonzero(among > cut)) - 1])
 
 
 def magnitude_mask(delta: Tensor, density: float, parity: bool) -> Tensor:

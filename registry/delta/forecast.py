@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...kernels.exact import add_rank1_terms, widen
+from ...kernels.exact import add_rank1_terms
 from ..errors import CorruptRecord
 from .against import Base, decode_dense, encode_dense
 from .buffers import lend
@@ -26,6 +26,8 @@ from .entropy import Chunks, decode_section, encode_section
 RANK = 8
 SMALLEST = 64  # rows and columns: below, the factors cost more than they save
 ENERGY = 0.2  # share of the update that must be explained before it is tried
+GLANCE = 256  # rows that are looked at before all are
+PIECE = 1 << 17  # elements that are subtracted at a time
 FINENESS = 4  # units of the forecast per standard deviation of what it leaves
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 HEAD = struct.Struct("<BbHI")  # rank, exponent of the unit, zero, columns
@@ -55,7 +57,9 @@ def fit(target: Tensor, base: Tensor, columns: int) -> Forecast | None:
     if target.dtype not in DTYPES or min(rows, columns) < SMALLEST or len(target) % columns:
         return None
     with one_thread():
-        factors = _factors(widen(target).view(rows, columns) - widen(base).view(rows, columns))
+        if rows > 2 * GLANCE and _explained(_update(target, base, columns, slice(0, rows, rows // GLANCE))) < ENERGY / 2:
+            return None  # what a low rank explains of all rows it explains of some
+        factors = _factors(_update(target, base, columns, slice(0, rows)))
     return None if factors is None else Forecast(lambda part: base[part], *factors)
 
 
@@ -83,6 +87,31 @@ def decode_forecast(data: memoryview, count: int, wanted: slice, base: Base, out
     decode_dense(rest, count, columns, wanted, Forecast(base, up, down, exponent).part, out)
 
 
+def _update(target: Tensor, base: Tensor, columns: int, rows: slice) -> Tensor:
+    """float32 `[rows, columns]`: target - base in these rows, taken in pieces; in numpy's memory, which has large pages."""
+    mine, known = target.view(-1, columns)[rows], base.view(-1, columns)[rows]
+    out, step = torch.from_numpy(np.empty(mine.shape, np.float32)), max(1, PIECE // columns)
+    room = torch.empty(min(step, len(mine)), columns)
+    for new, one, other in zip(*(x.split(step) for x in (out, mine, known)), strict=True):
+        torch.sub(new.copy_(one), room[: len(new)].copy_(other), out=new)
+    return out
+
+
+def _explained(update: Tensor) -> float:
+    """The share of an update's energy that a low rank explains; 1 where that cannot be said."""
+    total = float(torch.dot(update.view(-1), update.view(-1)))
+    if not math.isfinite(total) or total == 0:
+        return 1.0
+    right = _orthonormal(_leading(update) @ update)
+    return float((right @ update.T).square().sum()) / total
+
+
+def _leading(update: Tensor) -> Tensor:
+    """A basis `[r, rows]` of what one round of subspace iteration finds."""
+    start = torch.randn(RANK, update.shape[0], generator=torch.Generator().manual_seed(0))
+    return _orthonormal(_orthonormal(start @ update) @ update.T)
+
+
 def _factors(update: Tensor) -> tuple[Tensor, Tensor, int] | None:
     """int8 factors `[rows, r]` and `[r, columns]`, the exponent of their unit, by two rounds of subspace iteration.
 
@@ -91,9 +120,7 @@ def _factors(update: Tensor) -> tuple[Tensor, Tensor, int] | None:
     total = float(torch.dot(update.view(-1), update.view(-1)))
     if not math.isfinite(total) or total == 0:
         return None
-    start = torch.randn(RANK, update.shape[0], generator=torch.Generator().manual_seed(0))
-    left = _orthonormal(_orthonormal(start @ update) @ update.T)
-    right = _orthonormal(left @ update)  # [r, columns]
+    right = _orthonormal(_leading(update) @ update)  # [r, columns]
     scores = right @ update.T  # [r, rows]
     explained = float(scores.square().sum()) / total
     if not ENERGY < explained < 1.01:
