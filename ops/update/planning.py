@@ -38,7 +38,7 @@ def plan(op: Update, view: ModelView) -> Plan:
     elements = _count(view, view.names())
     touches, trainable, bytes_touched, what = _reach(op, view)
     tokens = op.steps * op.batch * op.grad_accum * length
-    taught = sum(r.path is None for r in op.replays)  # the parent stays in memory as a teacher
+    taught = sum(r.distilled for r in op.replays)  # the parent stays in memory as a teacher
     passes = 4 if op.method != "full" else 6  # per parameter and token: without weight gradients of frozen tensors one third is saved
     return Plan(
         summary=f"train {what} ({trainable:,} of {elements:,} parameters) for {op.steps} steps on {corpus.record.name}",
@@ -53,7 +53,7 @@ def plan(op: Update, view: ModelView) -> Plan:
             "tokens": tokens,
             "seq_len": length,
             "data_bytes": corpus.record.bytes,
-            "lr": op.lr if op.lr is not None else default_rate(elements, op.method),
+            "lr": op.lr if op.lr is not None else default_rate(elements, "few" if "spu" in op.protections else op.method),
             "replay": {r.label: r.share for r in op.replays},
         },
     )

@@ -65,7 +65,7 @@ def test_a_run_that_broke_off_is_kept_and_goes_on_slower_to_what_a_slow_run_woul
     outcome = lifecycle.run(repo, Steep(slow=("3:0.5",)), resume=info.id, author="a")
 
     assert outcome.commit.snapshot == whole.commit.snapshot
-    assert outcome.commit.op.params == {"slow": ["3:0.5"], "height": 1.0}
+    assert outcome.commit.op.params == {"slow": ("3:0.5",), "height": 1.0}
     assert Runs(repo).list() == []
 
 
