@@ -131,6 +131,9 @@ class Job:
         if self._steady(output, parts):
             return self._taken(output, parts[0])
         data, derived = self._again(output)
+        if derived is None and (read := self.held.get(output.name)):  # storage reads what it is coded against, and nothing else
+            own = [x for x, part in zip(read, parts, strict=True) if self.views[part.model].snapshot_id == self.view.snapshot_id]
+            self.held[output.name] = tuple(own)
         nearest = next((p.tensor for p in parts if self.views[p.model].snapshot_id == self.view.snapshot_id), None)
         names = (output.name, *output.also)
         return [SetTensor(name, data, base=None if nearest == name else nearest, derived=derived) for name in names]

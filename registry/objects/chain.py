@@ -32,6 +32,8 @@ class Reader(Protocol):
 
     def stored(self, info: ObjectInfo) -> memoryview: ...
 
+    def release(self, info: ObjectInfo) -> None: ...
+
 
 def blob_bytes(info: ObjectInfo, payload: memoryview) -> bytes:
     """The bytes of a blob, not yet verified."""
@@ -76,6 +78,8 @@ def tensor_range(reader: Reader, info: ObjectInfo, start: int, stop: int, depth:
         decoded = decode_range(payload, info.dtype, info.shape, CODECS[info.codec], info.blocked, slice(start, stop), read_base)
     except CorruptRecord as fault:
         raise _named(info, fault) from fault
+    if stop == info.raw_size:
+        reader.release(info)
     return decoded.data
 
 

@@ -23,6 +23,7 @@ from .midx import MultiIndex, build
 
 T = TypeVar("T")
 KEEP_OPEN = 96  # mapped packs and loaded indexes, each
+LARGE = 1 << 18  # bytes of a payload that is let go of after it was read
 UNCOVERED = 64  # packs outside the multi-pack index before it is written anew
 TICK_NS = 20_000_000  # a directory changed this recently may change again within one tick of its file system's clock
 COARSE_NS = 2_000_000_000  # the same where that clock counts whole seconds
@@ -202,6 +203,12 @@ class PackSet:
         if end > len(pack) or end > pack.size():  # the second asks the file: touching a page that was cut off would kill the process
             raise CorruptRecord(f"object {info.digest} lies beyond the end of pack {info.pack}", hint="mlc fsck")
         return memoryview(pack)[info.offset : end]
+
+    def release(self, info: ObjectInfo) -> None:
+        """A payload was read, and will not be soon again: its pages stay in the system's cache, but no longer count as this process's."""
+        if info.stored_size >= LARGE and hasattr(mmap, "MADV_DONTNEED"):
+            start = info.offset // mmap.PAGESIZE * mmap.PAGESIZE
+            self.mapped(info.pack).madvise(mmap.MADV_DONTNEED, start, info.offset + info.stored_size - start)
 
     def quarantine(self, info: ObjectInfo) -> None:
         """From now on this copy of the object counts as missing; its bytes stay in the pack as evidence."""

@@ -116,6 +116,10 @@ class ObjectStore:
         reason = f"object {info.digest} does not decode to the bytes of its name"
         return HashMismatch(reason, hint="mlc fsck --level 3", damaged=info.digest)
 
+    def release(self, info: ObjectInfo) -> None:
+        """Stored bytes were read to their end: they need not stay in this process's memory."""
+        self.pack_set.release(info)
+
     # --- integrity -------------------------------------------------------------------------------------------
 
     def chain(self, digest: Digest) -> list[ObjectInfo]:

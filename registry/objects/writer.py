@@ -113,6 +113,11 @@ class PackWriter:
         """Tensors that somebody holds in memory."""
         return self._store.borrowed
 
+    def release(self, info: ObjectInfo) -> None:
+        """Stored bytes were read to their end."""
+        if info.pack:
+            self._store.release(info)
+
     def stored(self, info: ObjectInfo) -> memoryview:
         """Stored bytes of an object of the store or of this pack."""
         if info.pack:
