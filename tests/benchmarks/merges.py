@@ -26,11 +26,14 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from forks import MATERIAL, WINDOW, WINDOWS, Shelf, base_of, fact_forks, text_forks
 
+from mlc.ops.data.items import read_items
 from mlc.ops.merge.chain import Opcm, state_of
+from mlc.ops.merge.stored import Informed
 from mlc.ops.models import load_model, load_tokenizer
 from mlc.tests.ops.fakes import MemoryRun, MemoryView
 from mlc.tests.ops.merging import merged
 
+RECORDS = 48  # of each version's own data, for the means that ask for it
 TABLE: dict[str, dict[str, Any]] = {
     "linear": {"method": "linear"},
     "slerp .5": {"method": "slerp", "t": 0.5},
@@ -111,7 +114,10 @@ def siblings(_: Shelf) -> dict[str, Any]:
             told[text] = {"perplexity": round(math.exp(loss), 2), "nfr": _lost(own[text], right)}
         return told
 
-    return {name: line(make()) for name, make in results(known, ["oz", "shakespeare"]).items()}
+    told = {"oz": "oz/oz-train.txt", "shakespeare": "tinyshakespeare/train.txt"}
+    read = {name: (data / path).read_text(encoding="utf-8") for name, path in told.items()}
+    records = {name: [{"text": text[at * 900 :][:300]} for at in range(RECORDS)] for name, text in read.items()}
+    return {name: line(make()) for name, make in results(known, ["oz", "shakespeare"], records).items()}
 
 
 def facts(shelf: Shelf) -> dict[str, Any]:
@@ -130,19 +136,32 @@ def facts(shelf: Shelf) -> dict[str, Any]:
             told[name] = {"recall": round(float(right.float().mean()), 4), "nfr": _lost(own[name], right)}
         return told
 
-    return {name: line(make()) for name, make in results(known, [name for name in known if name != "base"]).items()}
+    pair = [name for name in known if name != "base"]
+    records = {name: asked[name][:: len(asked[name]) // RECORDS] for name in pair}
+    return {name: line(make()) for name, make in results(known, pair, records).items()}
 
 
-def results(known: dict[str, MemoryView], pair: list[str]) -> dict[str, Callable[[], Any]]:
+def informed(known: dict[str, MemoryView], pair: list[str], records: dict[str, list[dict[str, Any]]], method: str) -> MemoryView:
+    """The mean by statistics of records of each version's own data."""
+    with tempfile.TemporaryDirectory() as place:
+        files = [Path(place) / f"{at}.jsonl" for at in range(len(pair))]
+        for file, name in zip(files, pair, strict=True):
+            file.write_text("".join(json.dumps(row) + "\n" for row in records[name]), encoding="utf-8")
+        run = MemoryRun(scratch=Path(place))
+        run.versions = known
+        op = Informed(tuple(pair), method, tuple(map(str, files)), tuple(read_items(str(file), "retain").digest for file in files))
+        return known[pair[0]].after(op.apply(known[pair[0]], run))
+
+
+def results(known: dict[str, MemoryView], pair: list[str], records: dict[str, list[dict[str, Any]]]) -> dict[str, Callable[[], Any]]:
     """Every version and every merge of the pair, made when it is asked for."""
     made: dict[str, Callable[[], Any]] = {name: lambda view=view: view for name, view in known.items()}
     made |= {name: lambda chosen=chosen: merged(known, *pair, **chosen) for name, chosen in TABLE.items()}
     one = pair[0]
     made["nearswap"] = lambda: merged(known, *pair, method="nearswap", t=0.001)
     made[f"slerp .5, base and {one}"] = lambda: merged(known, "base", one, method="slerp", t=0.5)
-    for alpha in (None, 0.5):
-        made["opcm" if alpha is None else f"opcm alpha {alpha:g}"] = lambda alpha=alpha: chain(known, pair, alpha)[0]
-    return made
+    made |= {method: lambda method=method: informed(known, pair, records, method) for method in ("fisher", "regmean")}
+    return made | {name: lambda options=options: chain(known, pair, **options)[0] for name, options in CHAINS.items()}
 
 
 def _lost(before: Tensor, after: Tensor) -> float:
@@ -152,15 +171,17 @@ def _lost(before: Tensor, after: Tensor) -> float:
 # --- chains ----------------------------------------------------------------------------------------------
 
 
-def chain(known: dict[str, Any], order: list[str], alpha: float | None = None) -> tuple[MemoryView, tuple[float, ...]]:
-    """OPCM, one operation per model."""
+CHAINS: dict[str, dict[str, Any]] = {"opcm": {}, "opcm alpha 0.5": {"alpha": 0.5}, "opcm shared": {"shared": True}}
+
+
+def chain(known: dict[str, Any], order: list[str], **options: Any) -> tuple[MemoryView, tuple[float, ...]]:
+    """OPCM, one operation per model; `options`: alpha and shared."""
     running, state, views = order[0], (), dict(known)
-    share = Opcm.__dataclass_fields__["alpha"].default if alpha is None else alpha
     for step, model in enumerate(order[1:]):
         with tempfile.TemporaryDirectory() as place:
             run = MemoryRun(scratch=Path(place))
             run.versions = views
-            op = Opcm((running, model), "base", share, state, deltas=False)
+            op = Opcm((running, model), "base", state=state, deltas=False, **options)
             result = views[running].after(op.apply(views[running], run))
         state, running = state_of(run.records), f"step{step}"
         views[running] = result
@@ -206,8 +227,8 @@ def chains(shelf: Shelf, count: int = 8, steps: int = 100, orders: int = 10) -> 
         return statistics.mean(before[name] - judge.score(view, rows)[0] for name, rows in held.items())
 
     turns = [random.Random(seed).sample(names, count) for seed in range(orders)]
-    by_order = {"opcm": [gain(chain(known, order)[0]) for order in turns], "continual ties": [gain(ties(known, order)) for order in turns]}
-    by_order["opcm alpha 0.5"] = [gain(chain(known, order, 0.5)[0]) for order in turns]
+    by_order = {name: [gain(chain(known, order, **options)[0]) for order in turns] for name, options in CHAINS.items()}
+    by_order["continual ties"] = [gain(ties(known, order)) for order in turns]
     free = {"running mean": summed(known, names, 1 / count), "norm-matched sum": summed(known, names, None)}
     free |= {f"continual task arithmetic {factor:g}": summed(known, names, factor) for factor in (0.2, 0.3)}
     found: dict[str, Any] = {name: {"mean": round(gain(view), 4)} for name, view in free.items()}
@@ -252,13 +273,13 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, kept, len(sta
 
 
 def memory(_: Shelf) -> dict[str, Any]:
-    """Peak memory of a chain above the imports, and what the last link keeps, for chains of 2 to 16 models of 17 million parameters."""
+    """Peak memory of a chain above the imports, and what the last link keeps, for chains of 2 to 16 models of 4 million parameters."""
     from mlc.tests.factories import tiny_model
 
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
-        base = MemoryView.of(tiny_model(root / "base", "llama", layers=4, hidden_size=512, intermediate_size=1536, vocab_size=4096))
+        base = MemoryView.of(tiny_model(root / "base", "llama", layers=4, hidden_size=256, intermediate_size=768, vocab_size=4096))
         files = {f.path: base.file(f.path) or b"" for f in base.files()}
         for i in range(1, 17):
             draw = torch.Generator().manual_seed(i)
