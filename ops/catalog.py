@@ -10,6 +10,7 @@ from ..registry.errors import BadParameter
 from .base import Operation
 
 CATALOG: dict[str, str] = {
+    "align.embeddings": "embed.align:AlignEmbeddings",
     "align": "compat.align:Align",
     "edit": "edit.edit:Edit",
     "edit.revert": "edit.revert:RevertFacts",

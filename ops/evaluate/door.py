@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...registry.errors import BadRecipe
-from .kinds import DEFAULT_MAX_TOKENS, DEFAULT_SEQ_LEN, KINDS, LATER
+from .kinds import DEFAULT_MAX_TOKENS, DEFAULT_SEQ_LEN, KINDS
 
 EVERYWHERE = ("name", "kind", "data", "fields", "slices", "template", "metric", "private")
 KEYS = (*EVERYWHERE, *dict.fromkeys(key for kind in KINDS.values() for key in kind.keys))
@@ -54,8 +54,6 @@ class Door:
     def kind(self) -> str:
         """The kind; other settings must fit it."""
         kind = self.text("kind")
-        if kind in LATER:
-            raise self.bad("kind", f"{self.path}: suites of kind {kind!r} are not built yet", f"use one of: {', '.join(KINDS)}")
         if kind not in KINDS:
             raise self.bad("kind", f"{self.path}: unknown kind {kind!r}", _meant(kind, tuple(KINDS)))
         self._only(kind)

@@ -14,7 +14,7 @@ class Kind:
     templated: str | None = None  # the field that `template` may compose
     keys: tuple[str, ...] = ()  # settings that not every kind takes
     judged: bool = True  # its answers are right or wrong, so that two versions can be compared by flips
-    language: bool = True  # a causal language model answers it (else a class head)
+    language: bool = True  # a causal language model answers it (else a class head, or an encoder)
 
 
 WRITING = ("max_tokens", "stop")
@@ -33,9 +33,8 @@ KINDS: dict[str, Kind] = {
         ("options", "rouge", *WRITING),
     ),
     "membership": Kind(("text", "prompt", "answer", "member"), ("auc_minkpp", "auc_mink", "auc_loss", "auc_zlib"), "prompt", judged=False),
+    "retrieval": Kind(("query", "gallery", "relevance"), ("accuracy", "cmc5", "map"), language=False),
     "utility": Kind((), ("utility",), keys=("parts",), judged=False),
 }
-LATER = ("retrieval",)  # named by the handbook, not built yet
-
 DEFAULT_SEQ_LEN = 128  # tokens of a perplexity window, BOS included
 DEFAULT_MAX_TOKENS = 200  # what greedy decoding may write, as TOFU has it

@@ -41,6 +41,8 @@ def parse_examples(suite: Suite) -> list[Example]:
         raise reader.bad("the data file is empty", None, "a suite needs at least one example")
     if suite.kind == "membership" and len({example.values["member"] for example in examples}) < 2:
         raise reader.bad("all rows are members, or none is", None, "membership is told by comparing rows with member = true and false")
+    if suite.kind == "retrieval" and len({example.values["role"] for example in examples}) < 2:
+        raise reader.bad("there are only queries, or only items of a gallery", None, "a search needs rows of both kinds")
     return examples
 
 
@@ -143,6 +145,8 @@ class _Reader:
             return self.truth(row, number)
         if kind == "membership":
             return self.membership(row, number)
+        if kind == "retrieval":
+            return self.searched(row, number)
         return self.labelled(row, number)
 
     def truth(self, row: dict[str, Any], number: int) -> dict[str, Any]:
@@ -167,6 +171,17 @@ class _Reader:
         if self.has(row, "text"):
             return {"prompt": None, "text": self.words(row, "text", number), "member": member}
         return {"prompt": self.composed(row, "prompt", number), "text": self.words(row, "answer", number), "member": member}
+
+    def searched(self, row: dict[str, Any], number: int) -> dict[str, Any]:
+        """A query or an item of the gallery, with its labels: the two belong together when they share one."""
+        if self.has(row, "query") == self.has(row, "gallery"):
+            raise self.bad("a row holds either 'query' or 'gallery'", number, 'such as {"query": "...", "relevance": "label"}')
+        role = "query" if self.has(row, "query") else "gallery"
+        labels = self.take(row, "relevance", number)
+        found = labels if isinstance(labels, list) else [labels]
+        if not found or not all(isinstance(label, str | int) and not isinstance(label, bool) and label != "" for label in found):
+            raise self.bad("'relevance' must be a label or a list of labels", number, self.got(labels))
+        return {"role": role, "text": self.words(row, role, number), "labels": sorted({str(label) for label in found})}
 
     def choice(self, row: dict[str, Any], number: int) -> dict[str, Any]:
         choices, index = self.take(row, "choices", number), self.take(row, "index", number)

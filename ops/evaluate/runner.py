@@ -77,7 +77,7 @@ def evaluate(
     """
     import torch
 
-    examples = suite.examples(limit)
+    examples = suite.examples(None if suite.kind == "retrieval" else limit)  # a gallery that is cut short makes every search look good
     model = model if model is not None else load(view)
     check_head(suite, model)
     if suite.parts:
@@ -91,6 +91,12 @@ def evaluate(
     images = suite.kind == "classify" and "image" in examples[0].values
     if tokenizer is None and not images:
         tokenizer = _tokenizer(view)
+    if suite.kind == "retrieval":
+        from ..embed.search import score
+
+        with torch.inference_mode(), _still(model), _discreet(suite):
+            rows, metrics = score(view, model, tokenizer, examples, limit, batch_tokens, progress)
+        return EvaluationResult(suite.name, suite.digest, suite.kind, metrics, len(rows), to_arrow(rows), limit)
     bench = Bench(model, None if tokenizer is None else Coder(tokenizer), batch_tokens, f"eval {suite.name}", progress)
     with torch.inference_mode(), _still(model), _discreet(suite):
         rows, metrics = _score(bench, suite, examples)
@@ -111,6 +117,12 @@ def load(view: ModelView | None) -> PreTrainedModel:
 def check_head(suite: Suite, model: PreTrainedModel) -> None:
     """Raise Incompatible when the model's class cannot answer this kind of suite."""
     name = type(model).__name__
+    if suite.kind == "retrieval":
+        if name.endswith((*LANGUAGE_HEADS, *CLASS_HEADS)):
+            raise Incompatible(
+                f"suite {suite.name!r} is of kind retrieval, which {name} cannot answer", hint="it needs an encoder such as BertModel"
+            )
+        return
     heads = LANGUAGE_HEADS if suite.traits.language else CLASS_HEADS
     if not name.endswith(heads):
         raise Incompatible(

@@ -98,7 +98,6 @@ def test_what_is_scored_is_what_was_digested(tmp_path):
     [
         ('metrik = "accuracy"', "cloze", 4, "unknown key 'metrik'", "did you mean 'metric'?"),
         ("", "cloz", 2, "unknown kind 'cloz'", "did you mean 'cloze'?"),
-        ("", "retrieval", 2, "not built yet", "cloze"),
         ('metric = "acuracy"', "cloze", 4, "no metric 'acuracy'", "did you mean 'accuracy'?"),
         ('fields = { promt = "q" }', "cloze", None, "no field 'promt'", "did you mean 'prompt'?"),
         ('[fields]\npromt = "q"', "cloze", 5, "no field 'promt'", "did you mean 'prompt'?"),
