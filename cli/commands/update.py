@@ -21,6 +21,14 @@ METAVARS = {
     "where": "PLACE",
     "decay": "SHAPE",
     "precision": "KIND",
+    "compat_with": "REV",
+    "compat_new": "REV",
+    "compat_data": "FILE:RATIO",
+    "compat": "NAME",
+    "protect": "NAMES",
+    "ema": "KIND",
+    "slow": "STEP:FACTOR",
+    "begin": "STATE",
 }
 Options = options_of(OPERATION, METAVARS)
 OPTIONAL_VALUES = RESUMED
@@ -29,10 +37,12 @@ EPILOG = """Examples:
   mlc update --data new.txt -m "the new texts"
   mlc update --data new.jsonl --replay old.jsonl:0.5      half of the rows from old text
   mlc update --data new.txt --replay self:0.5             old text sampled from the model itself
+  mlc update --data new.txt --protect spu                 few weights move, the rest keep their bits
   mlc update --data new.txt --expand 1                    only a new block is trained
   mlc update --data new.txt --where importance            behind the blocks that the new text needs most
   mlc update --data new.txt --tune 2 --dry-run            which blocks that would be
   mlc update --data new.txt --adapter lora:8 --branch lora
+  mlc update --data new.txt --compat-with main --compat-data questions.jsonl:0.5
   mlc update --resume                                     go on after a kill"""
 
 
@@ -45,9 +55,14 @@ def run(
     engine: Annotated[Literal["local"], typer.Option(metavar="local", help="Where the work runs.")] = "local",
 ) -> None:
     """Train a version further on new text."""
+
+    def pinned(values: dict[str, Any]) -> dict[str, Any]:
+        """What a name means later must not change which answers were kept."""
+        return {**values, **{name: session.repo.resolve(values[name]) for name in ("compat_with", "compat_new") if values.get(name)}}
+
     conduct(
         session,
-        lambda: begin(session, OPERATION, operation, how, rev, resume),
+        lambda: begin(session, OPERATION, operation, how, rev, resume, pinned),
         hint=lambda commit: f"mlc diff {commit['parents'][0][:12]} {commit['short']} --flips",
         planned=lambda details: _picture(session, details),
     )

@@ -9,7 +9,7 @@ version: weights and moments in fp32, and how far the rows were read. It says wh
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from ...registry.errors import Incompatible
@@ -29,7 +29,7 @@ KIND = "stable-state"
 
 def kept(changes: Iterator[Change], state: State | None, view: ModelView, run: Run) -> Iterator[Change]:
     """Pass the changes on; afterwards leave `state`, named after the weights that they make."""
-    digests = {name: view.entry(name).digest for name in view.names()}
+    digests: dict[str, str] = {name: view.entry(name).digest for name in view.names()}
     for change in changes:
         if state is not None and isinstance(change, SetTensor):
             digests[change.name] = _digest(view, change.name, change.data)
@@ -52,7 +52,7 @@ def begun(view: ModelView, run: Run) -> State:
     return state
 
 
-def _identity(digests: dict[str, str]) -> str:
+def _identity(digests: Mapping[str, str]) -> str:
     return record_digest("mlc.stable.v1", canonical(sorted(digests.items())))
 
 
@@ -60,8 +60,8 @@ def _digest(view: ModelView, name: str, data: Tensor) -> str:
     import torch
 
     entry = view.entry(name)
-    raw = data.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return tensor_digest(entry.dtype, entry.shape, [memoryview(raw)])
+    raw = data.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    return tensor_digest(entry.dtype, entry.shape, [raw])
 
 
 def _pack(state: State, of: str) -> bytes:
