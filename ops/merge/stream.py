@@ -192,7 +192,7 @@ class Job:
     def _read(self, output: Output) -> tuple[Tensor | None, tuple[Tensor, ...]]:
         parts = [*output.parts, *([output.base] if output.base else [])]
         if self.vocabulary is None and self.recipe.spec.formula in LENDING:
-            tensors = [self.views[p.model].lent(p.tensor) for p in parts]
+            tensors = [self.views[p.model].lent(p.tensor) for p in reversed(parts)][::-1]  # the base first: the others may be deltas of it
             self.held[output.name] = tuple(tensors)
         else:
             tensors = [self.views[p.model].tensor(p.tensor) for p in parts]

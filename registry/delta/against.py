@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...kernels.planes import ORDERED
+from ...kernels.planes import BITS, ORDERED
 from ..errors import CorruptRecord
 from . import integers
 from .alone import fill, segments, stacked
-from .buffers import bits, differ
+from .buffers import bits, borrow, differ
 from .crew import delta_planes, each, join_planes, split_planes, undelta_planes
 from .entropy import Chunks, decode_section, encode_section, size_of
 
@@ -169,5 +169,6 @@ def pick(x: Tensor, where: np.ndarray) -> Tensor:
 
 
 def place(out: Tensor, where: np.ndarray, values: Tensor) -> None:
-    """Write `values` into `out` at the places `where`."""
-    bits(out)[where] = bits(values)
+    """Write `values` into `out` at the places `where` (int64)."""
+    integers_of = BITS[out.element_size()]
+    out.view(integers_of).scatter_(0, borrow(where.view(np.uint8), torch.int64), values.view(integers_of))

@@ -29,6 +29,7 @@ class ObjectStore:
         self.pack_set = PackSet(directory)
         self.shelf = sources.Shelf()
         self.borrowed: chain.Borrowed = WeakValueDictionary()
+        self._beneath: np.ndarray | None = None  # what the last tensor that was lent is a delta of
 
     # --- questions -------------------------------------------------------------------------------------------
 
@@ -97,7 +98,10 @@ class ObjectStore:
         if found is None:
             import numpy as np
 
-            data, info = self.tensor_bytes(digest), self.info(digest)
+            info = self.info(digest)
+            if info.base is not None and info.codec != sources.DERIVED:
+                self._beneath = self.lent(info.base)  # kept until the next: versions that are compared or merged mostly share it
+            data = self.tensor_bytes(digest)
             mapped = info.codec == "raw" and not info.blocked  # private memory, lest the file is cut short meanwhile
             found = np.frombuffer(bytes(data) if mapped else data, dtype=np.uint8)
             self.borrowed[digest] = found

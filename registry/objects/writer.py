@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 CODEC_NAMES = {code: name for name, code in CODECS.items()}
 SMALL_BLOB = 64  # bytes below which compressing is not tried
 BUFFER = 1 << 20  # bytes gathered before a write
+NEARLY = 1.05  # of the bound on a path: what is foreseen beyond it is not tried
 CLOSE = 0.95  # a derived tensor with a residual must be this much smaller: its reader is slower
 Place = tuple[Digest | None, int, int]  # base, depth, bytes of the deltas below
 
@@ -44,6 +45,7 @@ class PackWriter:
         self._end = 0  # offset of the next byte, the buffer included
         self._hash = blake3()
         self._infos: dict[Digest, ObjectInfo] = {}
+        self._share = 0.0  # of its bytes that the last delta of a delta took
         self.recipes: dict[Recipe, Recipe] = {}  # of derived tensors: sorted, and as it is stored
 
     # --- what may be put -------------------------------------------------------------------------------------
@@ -186,11 +188,15 @@ class PackWriter:
         The keyframe is taken when the chain would get too deep, or its deltas together longer than the keyframe: reading must stay cheap.
         """
         for origin in self._origins(dtype, shape, base):
+            if origin.depth and origin.path_size + self._share * len(data) > NEARLY * self._keyframe(origin).stored_size:
+                continue  # the tensors before this one say how long the delta would be: too long for the path that it lengthens
             coded = self._against(origin, dtype, shape, data)
             if coded is None:
                 continue
             if not coded.uses_base:
                 return coded, None
+            if origin.depth and len(data) >= BUFFER:
+                self._share = coded.size / len(data)
             keyframe = self._keyframe(origin)  # of a derived origin: that of its first source
             if origin.depth == 0 or origin.path_size + coded.size <= keyframe.stored_size:
                 return coded, origin
