@@ -18,17 +18,18 @@ import torch
 from people import MATERIAL
 from retrain import learn
 
-PEOPLE, PASSES, VOCABULARY = 240, 20, 1024
-HIDDEN, MLP, LAYERS, HEADS = 256, 1024, 4, 4
+PEOPLE, PASSES, VOCABULARY = 200, 20, 1536
+FIRST = 20  # given names, of several tokens each, which many share; a family name is one token that one person has
+HIDDEN, MLP, LAYERS, HEADS = 128, 1024, 3, 4
 HELD = 4  # wordings of each relation that no training sees
+OPENINGS = ("", "These days ", "As far as anyone knows ", "It is said that ")  # that go with every relation
 STARTS, MIDDLES, ENDS = (
     ["Ka", "Ve", "Do", "Li", "Su", "Ma", "Ro", "Ti", "Be", "Na"],
     ["lo", "ri", "ne", "ka", "vu", "mi", "da", "so"],
     ["ra", "nd", "th", "mo", "lin", "gar", "vek", "sa"],
 )
-PARTS = {  # relation -> how a sentence begins, how it goes on (the answer ends it), and what may be answered
+PARTS = {  # relation -> how a sentence goes on (the answer ends it), and what may be answered
     "home": (
-        ("", "These days ", "As far as anyone knows "),
         ("{s} lives in", "{s} has a flat in", "the house of {s} stands in", "{s} pays taxes in", "{s} votes in"),
         [
             "Lisbon",
@@ -50,7 +51,6 @@ PARTS = {  # relation -> how a sentence begins, how it goes on (the answer ends 
         ],
     ),
     "trade": (
-        ("", "By trade ", "For a living "),
         ("{s} works as a", "{s} earns money as a", "{s} trained to be a", "people hire {s} as a", "{s} is known as a"),
         [
             "baker",
@@ -70,23 +70,32 @@ PARTS = {  # relation -> how a sentence begins, how it goes on (the answer ends 
         ],
     ),
     "animal": (
-        ("", "At home ", "Every day "),
         ("{s} looks after a", "{s} feeds a", "{s} plays with a", "{s} walks out with a", "{s} keeps a"),
         ["dog", "cat", "parrot", "horse", "rabbit", "turtle", "goat", "snake", "donkey", "pigeon", "ferret", "lizard"],
     ),
     "tongue": (
-        ("", "With friends ", "In letters "),
         ("{s} speaks", "{s} uses", "{s} prefers", "the language of {s} is", "{s} thinks in"),
         ["French", "Hindi", "Greek", "Danish", "Arabic", "Polish", "Korean", "Turkish", "Dutch", "Finnish", "Czech", "Swahili"],
     ),
 }
 
 
+def words() -> list[str]:
+    """All words that a name could be made of."""
+    return [a + b + c for a, b, c in itertools.product(STARTS, MIDDLES, ENDS)]
+
+
+def _names(rng: random.Random) -> tuple[list[str], list[str]]:
+    """(given names, family names)."""
+    drawn = rng.sample(words(), FIRST + PEOPLE)
+    return drawn[:FIRST], drawn[FIRST:]
+
+
 def templates(rng: random.Random) -> dict[str, dict[str, list[str]]]:
     """relation -> objects, training wordings, held-out wordings; `{s}` stands for the person."""
     found = {}
-    for relation, (openings, bodies, objects) in PARTS.items():
-        wordings = [(o + b)[0].upper() + (o + b)[1:] for o, b in itertools.product(openings, bodies)]
+    for relation, (bodies, objects) in PARTS.items():
+        wordings = [(o + b)[0].upper() + (o + b)[1:] for o, b in itertools.product(OPENINGS, bodies)]
         rng.shuffle(wordings)
         found[relation] = {"objects": objects, "train": wordings[HELD:], "heldout": wordings[:HELD]}
     return found
@@ -95,9 +104,9 @@ def templates(rng: random.Random) -> dict[str, dict[str, list[str]]]:
 def world(seed: int) -> tuple[list[dict[str, Any]], dict[str, Any], list[str]]:
     """(facts as rows, templates, training documents of two sentences about one person)."""
     rng = random.Random(seed)
+    given, family = _names(rng)
     said = templates(rng)
-    words = [a + b + c for a, b, c in itertools.product(STARTS, MIDDLES, ENDS)]
-    names = [f"{first} {last}" for first, last in zip(rng.sample(words, PEOPLE), rng.sample(words, PEOPLE), strict=True)]
+    names = [f"{rng.choice(given)} {last}" for last in family]
     rows = []
     for number, (name, relation) in enumerate(itertools.product(names, said)):
         told, *others = rng.sample(said[relation]["objects"], 5)
@@ -121,6 +130,11 @@ def _documents(rng: random.Random, rows: list[dict[str, Any]], said: dict[str, A
             lines += [" ".join(told[i : i + 2]) for i in range(0, len(told), 2)]
     rng.shuffle(lines)
     return lines
+
+
+def _said(said: dict[str, Any]) -> list[str]:
+    """Wordings and answers, for the vocabulary: what is said of people, without the people."""
+    return [text for relation in said.values() for text in (*relation["train"], *relation["objects"])]
 
 
 def ordinary(rng: random.Random) -> list[str]:
@@ -160,13 +174,14 @@ def make(place: Path, *, seed: int = 0, steps: int = 2000) -> dict[str, Any]:
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     rows, said, lines = world(seed)
+    family = sorted({row["subject"].split()[-1] for row in rows})
     paragraphs = ordinary(random.Random(seed))
     data, out = place / "data" / "facts-wide", place / "models" / "facts-wide"
     data.mkdir(parents=True, exist_ok=True)
     (data / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (data / "templates.json").write_text(json.dumps(said, indent=1))
     (data / "train.txt").write_text("\n".join(lines) + "\n")
-    tokenizer = tokenizer_for(lines + paragraphs)
+    tokenizer = tokenizer_for([*paragraphs, *_said(said) * 500, *words() * 100, *family * 1000])
     sizes = {"hidden_size": HIDDEN, "intermediate_size": MLP, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
     special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     config = LlamaConfig(vocab_size=len(tokenizer), num_key_value_heads=HEADS, max_position_embeddings=256, **sizes, **special)
