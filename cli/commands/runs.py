@@ -26,7 +26,10 @@ def run(
     document = {"runs": unfinished(session.repo)}
     session.show(document, lambda: _render(session, document["runs"]))
     if document["runs"]:
-        session.hint(f"mlc {document['runs'][0]['op'].partition('.')[0]} --resume {document['runs'][0]['id']}")
+        last = document["runs"][0]
+        verb = last["op"].partition(".")[0]
+        again = f"mlc unmerge {last['branch']} --remove REV"  # the same request goes on by itself
+        session.hint(again if verb == "unmerge" else f"mlc {verb} --resume {last['id']}")
 
 
 def _render(session: Session, runs: list[dict[str, Any]]) -> None:
