@@ -8,7 +8,8 @@
                   KL(p_new || p) where it is right                                                     (MUSCLE, 2407.09435)
 
 The first three come with the cross-entropy of the labels. Means are taken over an answer's tokens and then over records, so that a long
-text does not drown short answers.
+text does not drown short answers. All is added to the mean loss of the new text: how many anchors a step has decides how steady their
+part is, and lambda how much it weighs.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class Compatible:
-    """The loss of a step: `text` on the rows that are text, the compatibility loss on those that stand for anchors, weighed by rows."""
+    """The loss of a step: `text` on the rows that are text, plus the compatibility loss on those that stand for anchors."""
 
     def __init__(
         self, settings: Settings, anchors: Anchors, old: Teacher, new: Teacher | None, source: int, text: Objective | None
@@ -45,9 +46,9 @@ class Compatible:
         total = torch.zeros((), device=batch.ids.device)
         if others and self.text is not None:
             rest = type(batch)(batch.ids[others], tuple(batch.source[n] for n in others))
-            total = total + self.text(module, rest) * (len(others) / len(batch.source))
+            total = total + self.text(module, rest)
         if mine:
-            total = total + self.loss(module, batch.ids[mine, 0].tolist()) * (len(mine) / len(batch.source))
+            total = total + self.loss(module, batch.ids[mine, 0].tolist())
         return total
 
     def loss(self, module: nn.Module, chosen: Sequence[int]) -> Tensor:
