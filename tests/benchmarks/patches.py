@@ -1,8 +1,11 @@
 """Robustness patches on scikit-learn's digits: six corruptions made here, a CNN and a ViT, robust models fine-tuned from the clean one.
 
 Usage: python tests/benchmarks/patches.py [MODELS] [SEEDS], comma-separated; prints one JSON document. `recovered` is the share of the gap
-between robust and clean model that the patched one wins back, over all corruptions and on the worst; `clean_loss` is in points. The
-strengths were fixed before.
+between robust and clean model that the patched one wins back, over all corruptions and on the worst; `clean_loss` is in points.
+
+Clean models are trained to convergence; robust ones keep the clean statistics of batch normalisation. Where those moved (training mode on
+half corrupted images), the sum of two patches had statistics that no model was trained with: 6 of 15 pairs instead of 14, and 0.9 points
+lost on clean images instead of 0.6 (seed 100). Rates, epochs and strengths were chosen on seeds 100 to 102.
 """
 
 from __future__ import annotations
@@ -30,11 +33,12 @@ from mlc.tests.digits import BATCH, CLASSES, MODELS, SIZE, Digits, accuracy, unt
 from mlc.tests.ops.fakes import MemoryView
 
 MATERIAL = Path(os.environ.get("MLC_MATERIAL", Path(__file__).resolve().parents[3] / "shared" / "material"))
-FIRST, EPOCHS, RATE = 15, 25, 1e-3  # epochs of the clean model, of the robust ones, and their peak learning rate
-STRENGTHS = {"ternary": 1.0, "ternary at 1.25": 1.25, "4-bit": 1.0, "8-bit": 1.0, "shallow 4-bit": 1.0}
+FIRST = {"cnn": 40, "vit": 60}  # epochs of the clean model, peak rate 3e-3
+EPOCHS = 25  # of the robust ones
+RATE = {"cnn": 1e-3, "vit": 4e-4}
+STRENGTH = {"cnn": 1.0, "vit": 1.25}  # of ternary signatures; others are applied as they are
 KINDS = {
     "ternary": ("ternary", None, "all"),
-    "ternary at 1.25": ("ternary", None, "all"),
     "4-bit": ("4", None, "all"),
     "8-bit": ("8", None, "all"),
     "shallow 4-bit": ("4", None, "shallow:2"),
@@ -103,17 +107,17 @@ class Lab:
         self.digits, self.seed, self.place = Digits.read(MATERIAL, seed), seed, place
         half = self.digits.train[: len(self.digits.train) * 7 // 8]  # the rest comes with the update
         self.start = fresh(kind, seed)
-        self.clean = self.tuned("clean", half, FIRST, 3e-3)
+        self.clean = self.tuned("clean", half, FIRST[kind], 3e-3)
         self.names = state_names(self.start, self.clean)  # files may spell names in another way than modules
         self.load(self.start, {name: self.clean.tensor(name) for name in self.clean.names()})
         test = self.digits.images[self.digits.test]
         self.tests = {name: f(test, torch.Generator().manual_seed(1000 + seed)) for name, f in CORRUPTIONS.items()}
-        self.robust = {name: self.tuned(name, half, EPOCHS, RATE) for name in CORRUPTIONS}
-        self.updated = self.tuned("updated", self.digits.train, EPOCHS // 3, RATE)
+        self.robust = {name: self.tuned(name, half, EPOCHS, RATE[kind]) for name in CORRUPTIONS}
+        self.updated = self.tuned("updated", self.digits.train, EPOCHS // 3, RATE[kind])
 
     def tuned(self, name: str, rows: Tensor, epochs: int, rate: float) -> MemoryView:
         """The start trained further: on half clean, half corrupted images when `name` is a corruption, else on clean ones."""
-        model = copy.deepcopy(self.start).train()
+        model = copy.deepcopy(self.start).train(name not in CORRUPTIONS)
         order = torch.Generator().manual_seed(self.seed + 1)
         steps = epochs * (len(rows) // BATCH)
         optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01)
@@ -146,10 +150,10 @@ class Lab:
                 found[name] = right.float().mean().item()
         return found
 
-    def patched(self, view: MemoryView, layers: list[tuple[Signature, float]]) -> dict[str, Tensor]:
+    def patched(self, view: MemoryView, layers: list[tuple[Signature, float]], combine: str = "norm") -> dict[str, Tensor]:
         """All tensors of a version under these signatures."""
         changed = set(touched(s for s, _ in layers))
-        return {n: materialise(n, view.tensor(n), layers) if n in changed else view.tensor(n) for n in view.names()}
+        return {n: materialise(n, view.tensor(n), layers, combine) if n in changed else view.tensor(n) for n in view.names()}
 
 
 def one(kind: str, seed: int, place: Path) -> dict[str, Any]:
@@ -167,15 +171,15 @@ def one(kind: str, seed: int, place: Path) -> dict[str, Any]:
     }
     report["gaps"] = {n: [round(clean[n], 3), round(robust[n][n], 3)] for n in CORRUPTIONS}
     signatures = {}
+    strength = {label: STRENGTH[kind] if label == "ternary" else 1.0 for label in KINDS}
     for label, (bits, density, layers) in KINDS.items():
-        made = {
-            n: decode(extract(v, lab.clean, lab.clean, kind_of(bits, density, layers, STRENGTHS[label]))) for n, v in lab.robust.items()
-        }
+        made = {n: decode(extract(v, lab.clean, lab.clean, kind_of(bits, density, layers, strength[label]))) for n, v in lab.robust.items()}
         signatures[label] = made
-        report[label] = row(lab, lab.clean, clean, robust, made, STRENGTHS[label], full)
+        report[label] = row(lab, lab.clean, clean, robust, made, strength[label], full)
     updated = lab.scores(lab.patched(lab.updated, []))
-    report["transfer, ternary"] = row(lab, lab.updated, updated, robust, signatures["ternary"], STRENGTHS["ternary"], full)
-    report["pairs, ternary"] = pairs(lab, clean, robust, signatures["ternary"])
+    report["transfer, ternary"] = row(lab, lab.updated, updated, robust, signatures["ternary"], strength["ternary"], full)
+    for combine in ("norm", "sum"):
+        report[f"pairs, ternary, {combine}"] = pairs(lab, clean, robust, signatures["ternary"], strength["ternary"], combine)
     return report | {"seconds": round(time.process_time() - start, 1)}
 
 
@@ -195,14 +199,21 @@ def row(lab: Lab, view: MemoryView, clean: dict[str, float], robust: Any, made: 
     }
 
 
-def pairs(lab: Lab, clean: dict[str, float], robust: Any, made: dict[str, Signature]) -> dict[str, Any]:
-    """Two patches at once, strength 1 each: how many pairs keep both gaps at 40 % or better."""
+def pairs(lab: Lab, clean: dict[str, float], robust: Any, made: dict[str, Signature], strength: float, combine: str) -> dict[str, Any]:
+    """Two patches at once: how many pairs keep both gaps at 40 % or better."""
     found = {}
+    losses = []
     for a, b in combinations(made, 2):
-        after = lab.scores(lab.patched(lab.clean, [(made[a], 1.0), (made[b], 1.0)]))
+        after = lab.scores(lab.patched(lab.clean, [(made[a], strength), (made[b], strength)], combine))
+        losses.append(100 * (clean["clean"] - after["clean"]))
         found[f"{a}+{b}"] = [round((after[n] - clean[n]) / (robust[n][n] - clean[n]), 2) for n in (a, b)]
     kept = sum(min(both) >= 0.4 for both in found.values())
-    return {"kept": f"{kept} of {len(found)}", "share": round(kept / len(found), 2), "worst": min(found.items(), key=lambda f: min(f[1]))}
+    return {
+        "kept": f"{kept} of {len(found)}",
+        "share": round(kept / len(found), 2),
+        "clean_loss": round(sum(losses) / len(losses), 2),
+        "each": found,
+    }
 
 
 def table(models: list[str], seeds: list[int]) -> dict[str, Any]:
