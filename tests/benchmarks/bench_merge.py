@@ -117,7 +117,7 @@ def registry(place: Path, kind: str) -> Path:
     return repo.root
 
 
-def measured(python: str, program: str, *words: str | Path) -> dict[str, Any]:
+def measured(python: str, program: str, *words: str | Path | int) -> dict[str, Any]:
     """What one process says of itself. Raises RuntimeError with the end of what it complained about."""
     done = subprocess.run([python, "-P", "-c", program, *map(str, words)], capture_output=True, text=True, check=False)
     if done.returncode:

@@ -61,7 +61,8 @@ def test_two_threads_give_the_bytes_of_one_and_forks_those_of_models_imported_wh
             (place := tmp_path / str(number)).mkdir()
             torch.set_num_threads(threads)
             repo = siblings(place, 5, 200, forked=forked)
-            found.append(merge(repo, ("one", "two"), OPTIONS[name], author="t", branch="merged").commit.snapshot)
+            merge(repo, ("one", "two"), OPTIONS[name], author="t", branch="merged")
+            found.append(repo.commit(repo.resolve("merged")).snapshot)
     finally:
         torch.set_num_threads(before)
     assert len(set(found)) == 1
@@ -86,7 +87,7 @@ def test_what_was_spoilt_in_memory_is_no_source_and_what_is_stored_is_what_was_g
     held = [view.lent("w000") for view in views]
     held[0].view(torch.int16)[3, 5] ^= 1  # nobody may; somebody does
     mean = ((held[0].float() * 0.5) + (held[1].float() * 0.5)).bfloat16()
-    data = memoryview(mean.view(torch.uint8).numpy()).cast("B")
+    data = mean.view(torch.uint8).numpy().data.cast("B")
     with repo.ingest() as tx:
         digest = tx.put_tensor("BF16", (64, 64), data, base=digests[0], derived=Derived(LINEAR, digests, (0.5, 0.5)))
         assert tx.info(digest).base is None  # neither a recipe over spoilt bytes nor a delta of them
