@@ -107,7 +107,6 @@ class _Loop:
         self.read = start.meta["batches"] if start is not None and start.meta["rows"] == self.digest else 0
         self.stable_at = stable_steps(s) if s.keep_stable else None
         self.stable: State | None = None
-        self.rng = torch.get_rng_state()  # as before the step under way
 
     def run_all(self) -> Outcome:
         start = self._restore()
@@ -115,12 +114,13 @@ class _Loop:
         began, per_step, done = time.perf_counter(), self.s.grad_accum * self.rows.batch_tokens, start
         for step in range(start, self.s.steps):
             rate = learning_rate(step, self.s)
-            self.rng = torch.get_rng_state()
+            drawn = torch.get_rng_state()
             try:
                 self.losses.append(self._step(step, rate))
-            except Diverged:
-                if step:  # nothing is lost before the first step
-                    self._save(step, self.rng)
+            except Diverged as fault:
+                if step and self.s.save_every:  # before the first step nothing is lost
+                    self._save(step, drawn)
+                    fault.details["saved"] = step
                 raise
             done = step + 1
             if done == self.stable_at:
@@ -163,8 +163,7 @@ class _Loop:
         return total
 
     def _broken(self, what: str, step: int) -> Diverged:
-        kept = f"; the state after step {step} is kept" if step else ""
-        sentence = f"the {what} is no longer a number at step {step + 1} of {self.s.steps}{kept}"
+        sentence = f"the {what} is no longer a number at step {step + 1} of {self.s.steps}"
         return Diverged(sentence, hint=f"try --lr {self.s.lr / 4:.2g}", step=step + 1)
 
     # --- a state that survives a kill ---

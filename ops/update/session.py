@@ -81,11 +81,11 @@ def _trained(module: nn.Module, feed: Feed, settings: TrainSettings, run: Run, *
     try:
         return LocalEngine().train(module, feed, settings, run, **how)
     except Diverged as fault:
-        step = fault.details["step"]
-        if step > 1:
-            again = f"mlc update --resume {run.id} --slow {step}:0.25, or begin anew with --lr {settings.lr / 4:.2g}"
-            raise Diverged(f"{fault.message}; nothing was committed", hint=again, **fault.details) from None
-        raise
+        if (kept := fault.details.get("saved")) is None:
+            raise
+        again = f"mlc update --resume {run.id} --slow {kept + 1}:0.25, or begin anew with --lr {settings.lr / 4:.2g}"
+        sentence = f"{fault.message}; the state after step {kept} is kept, and nothing was committed"
+        raise Diverged(sentence, hint=again, **fault.details) from None
 
 
 def _leave_documents(op: Update, run: Run) -> None:

@@ -146,9 +146,9 @@ class Cliff:
 def test_the_state_before_a_loss_that_is_no_number_is_kept_and_a_slower_run_goes_on_from_it():
     fast = {"lr": 0.05, "warmup": 0, "decay": "constant"}
     run, cliff = MemoryRun(), Cliff(Tiny().inner.abs().max().item() + 0.1)
-    with pytest.raises(Diverged, match=r"no longer a number at step 4 of 12; the state after step 3 is kept") as caught:
+    with pytest.raises(Diverged, match=r"no longer a number at step 4 of 12") as caught:
         LocalEngine().train(Tiny(), rows(), settings(**fast), run, objective=cliff)
-    assert caught.value.details["step"] == 4
+    assert caught.value.details == {"step": 4, "saved": 3}
     assert run.state[0] == 3
     with pytest.raises(Diverged, match="step 4"):
         LocalEngine().train(Tiny(), rows(), settings(**fast), run, objective=cliff)  # the same again ends the same
@@ -166,6 +166,14 @@ def test_a_loss_that_never_was_a_number_keeps_no_state():
     with pytest.raises(Diverged, match=r"step 1 of 12$"):
         LocalEngine().train(Tiny(), rows(), settings(), run, objective=Cliff(0.0))
     assert run.state is None
+
+
+def test_who_wants_no_states_is_left_none():
+    run, cliff = MemoryRun(), Cliff(Tiny().inner.abs().max().item() + 0.1)
+    with pytest.raises(Diverged) as caught:
+        LocalEngine().train(Tiny(), rows(), settings(lr=0.05, warmup=0, decay="constant", save_every=0), run, objective=cliff)
+    assert run.state is None
+    assert "saved" not in caught.value.details
 
 
 # --- the stable state ---
