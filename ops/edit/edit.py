@@ -40,7 +40,7 @@ class Edit(Operation):
     covariance: str | None = option(None, help="ordinary text whose keys are to be spared (default: sampled from the model itself)")
     steps: int = option(40, help="most optimisation steps per target vector")
     lr: float | None = option(None, help="rate of the target vectors (default: by the size of the hidden state)")
-    clamp: float = option(1.0, help="largest length of a target's change, relative to the hidden state")
+    clamp: float = option(1.5, help="largest length of a target's change, relative to the hidden state: most are held to two thirds of it")
     kl: float = option(1.0, help="weight of what else the model says, about the subject and at large")
     weight_decay: float = option(0.05, help="weight of the target's relative length")
     strength: float | None = option(

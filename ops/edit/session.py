@@ -31,7 +31,7 @@ from .polish import polish
 from .prompts import Group, Prompter, Row, collate, groups_of, prefixes_of
 from .requests import inputs, requested
 from .site import Editable, check_span, stored_name
-from .targets import Settings, Targets, find_targets, hidden_at, parts_of, radii
+from .targets import FIRST, Settings, Targets, find_targets, hidden_at, parts_of, radii, second
 
 if TYPE_CHECKING:
     from ...registry.view import ModelView
@@ -135,8 +135,8 @@ def prepare(op: Edit, view: ModelView, run: Run) -> Prepared:
     check_span(span, model.count)
     layers = tuple(range(span[0], span[1] + 1))
     # What stands behind the subject in the last block nobody reads any more.
-    second = op.span is None and span[1] + 2 < model.count and any(len(group.facts) > 1 for group in groups)
-    beyond = span[1] + 1 if second else None
+    again = op.span is None and span[1] + 2 < model.count and any(map(second, groups))
+    beyond = span[1] + 1 if again else None
     rows = ordinary_rows(op.covariance, view, run, width)
     found = moments(model, (*layers, *([beyond] if beyond is not None else [])), rows, run)
     return Prepared(model, given.facts, groups, layers, found, settings, given.digest, prefixes, said, beyond)
@@ -243,21 +243,23 @@ def _write(
     run: Run,
 ) -> Written:
     """The factors of one layer, on the model as it is now; where a target stands, they are corrected on what they do."""
-    model, second = ready.model, layer == ready.beyond
+    model, again = ready.model, layer == ready.beyond
     seen = contexts_of(model, layer, ready.groups)
     weight = solve.weight_for(metric, seen.keys, op.share)
     beside = seen.spread if earlier is None else torch.cat([seen.spread, earlier], 1)
     written = solve.factors(metric, seen.keys, weight, beside)
     residual = wanted = _wanted(ready, targets, layer)
-    if second or layer == ready.layers[-1]:
-        slack = polish_slack(op.share)
-        radius = slack * radii(targets.beyond_hidden if second else targets.hidden, ready.groups, op.clamp)  # type: ignore[arg-type]
-        if second:
-            radius *= (wanted.norm(dim=0) > 0).to(radius)
+    if again or layer == ready.layers[-1]:
+        hidden, change = (targets.beyond_hidden, targets.beyond) if again else (targets.hidden, targets.change)
+        assert hidden is not None
+        assert change is not None
+        radius = polish_slack(op.share) * torch.maximum(FIRST * radii(hidden, ready.groups, op.clamp), change.norm(dim=1))
+        if again:
+            radius *= change.norm(dim=1) > 0
         gram = written.T @ metric.moment @ written
         scale = op.kl * DRIFT * len(ready.groups) ** 2 / len(ready.facts) / _energy(model, layer, metric)
         tell = lambda done, total: run.progress("correct", done, total)  # noqa: E731
-        beyond = None if second else targets.beyond
+        beyond = None if again else targets.beyond
         residual = polish(
             model, layer, ready.groups, residual, written, radius, targets.lr, ready.settings, (gram, scale), tell,
             before=before, beyond=beyond,

@@ -6,6 +6,8 @@ Loss per subject (MEMIT, eq. 16, with ROME's constraint): mean NLL of the answer
 about the subject + weight_decay |d|^2 / |h|^2. A subject with several facts is moved further, hence the root in the clamp; and as the mean
 divides each answer's weight by their number, what is kept must not weigh as much as before.
 
+Most subjects need no longer change than FIRST of the clamp; those whose answers are still far when half of the steps are made get the rest.
+
 One vector behind the subject cannot carry several answers that never went together: the blocks that look them up read it at different
 depths. Such a subject may have a second change at the output of the next block (`beyond`), found together with the first.
 """
@@ -26,6 +28,9 @@ from .site import Editable, first_of
 RATE = 0.35  # first step's length relative to |h|, by which the default rate is set
 DONE = 0.05  # a loss below which a subject needs no further step
 BETAS, EPSILON = (0.9, 0.999), 1e-8
+FIRST = 2 / 3  # share of the clamp that every subject may use
+FAR = 0.5  # a loss above which a subject may use all of it, once half of the steps are made
+SEVERAL = 2  # facts about a subject from which on it has a second change
 WASTE = 1.3  # padded size over real size above which rows go through in two parts
 
 
@@ -35,7 +40,7 @@ class Settings:
 
     steps: int = 40
     lr: float | None = None
-    clamp: float = 1.0
+    clamp: float = 1.5
     kl: float = 1.0
     weight_decay: float = 0.05
     batch: int = 32
@@ -69,7 +74,7 @@ def find_targets(
     beyond: bool = False,
 ) -> Targets:
     """Targets at the output of block `layer` for every group, in order; with `beyond` also at the next where a subject has several."""
-    layers = (layer, layer + 1) if beyond and any(len(group.facts) > 1 for group in groups) else (layer,)
+    layers = (layer, layer + 1) if beyond and any(map(second, groups)) else (layer,)
     hidden = torch.stack([hidden_at(model, n, groups) for n in layers], 1)
     rate = settings.lr if settings.lr is not None else default_rate(hidden[:, 0].norm(dim=1).mean().item(), hidden.shape[2])
     changes, losses, steps = [], [], []
@@ -83,8 +88,13 @@ def find_targets(
         if progress is not None:
             progress(min(start + settings.batch, len(groups)), len(groups))
     found = torch.cat(changes)
-    second = (found[:, 1].contiguous(), hidden[:, 1].contiguous()) if len(layers) > 1 else (None, None)
-    return Targets(hidden[:, 0].contiguous(), found[:, 0].contiguous(), tuple(losses), tuple(steps), rate, *second)
+    more = (found[:, 1].contiguous(), hidden[:, 1].contiguous()) if len(layers) > 1 else (None, None)
+    return Targets(hidden[:, 0].contiguous(), found[:, 0].contiguous(), tuple(losses), tuple(steps), rate, *more)
+
+
+def second(group: Group) -> bool:
+    """Whether a subject has a second change, at the next block."""
+    return len(group.facts) >= SEVERAL
 
 
 @contextmanager
@@ -200,8 +210,9 @@ class _Search:
         size = hidden.norm(dim=2).clamp_min(1e-12)
         self.square = size.square()
         self.radius = torch.stack([radii(hidden[:, n], groups, s.clamp) for n in range(hidden.shape[1])], 1)
-        several = torch.tensor([len(group.facts) > 1 for group in groups], device=hidden.device)
+        several = torch.tensor([second(group) for group in groups], device=hidden.device)
         self.radius[:, 1:] *= several[:, None]
+        self.room = torch.full_like(size, FIRST)
         self.change = torch.zeros_like(hidden)
         # Each block's rate follows its own hidden state, relative to the subject's: a subject's numbers are its own.
         self.adam = Adam(rate, hidden)
@@ -224,6 +235,8 @@ class _Search:
             if bool((still != live).any()):
                 live = still
                 parts = [p for p in (part.of(live) for part in self.parts) if p is not None]
+            if step == self.s.steps // 2:
+                self.room[torch.tensor(losses, device=live.device) > FAR] = 1.0
             self._step(step, gradient, live)
 
     def _measure(self, parts: list[Part], live: Tensor) -> tuple[list[float], Tensor]:
@@ -245,7 +258,7 @@ class _Search:
 
     def _step(self, step: int, gradient: Tensor, live: Tensor) -> None:
         change = self.change - self.pace[:, :, None] * self.adam.move(step, gradient)
-        change = clamped(change.flatten(0, 1), self.radius.flatten()).view_as(change)
+        change = clamped(change.flatten(0, 1), (self.room * self.radius).flatten()).view_as(change)
         self.change = torch.where(live[:, None, None], change, self.change)
 
 

@@ -1,19 +1,21 @@
 """The table of knowledge edits on the fact models: what lands, in which wordings, and what it costs the rest.
 
-    python -m mlc.tests.benchmarks.edits --models facts-small,facts-deep --edits 10,20,50,200 --seeds 0
+    python tests/benchmarks/edits.py --out edits.json
 
 Needs the optional material. Facts are drawn with the seed; each learns from its prompt and three training wordings, and is asked in ones
-that neither the model nor the edit ever saw. Prints one JSON object per row; `refused` says why an edit was not made.
+that neither the model nor the edit ever saw. 20 edits at once are drawn with all --seeds, other numbers with the first two. Prints one JSON
+object per row, and a table at the end; `refused` says why an edit was not made. Rows that the file holds already are not made again, and
+several calls may share a file. The seeds of the reported table were not used to choose any default.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import math
 import os
 import random
-import sys
 import tempfile
 import time
 from collections.abc import Iterable
@@ -143,24 +145,103 @@ def row(
     return {**about, **{k: round(v, 4) if isinstance(v, float) else v for k, v in numbers.items()}}
 
 
+FLOORS = {
+    "facts-small": {"efficacy": 0.85, "exact_match": 0.80, "held_out_wordings": 0.50, "neighbourhood": 0.92, "other_subjects": 0.93},
+    "facts-deep": {"efficacy": 0.85, "exact_match": 0.65, "held_out_wordings": 0.45, "neighbourhood": 0.92, "other_subjects": 0.90},
+}
+BOTH = {"same_subject": 0.85}
+MOST = {"perplexity_ratio": 1.03}
+AT = 20  # edits at once, for which floors are given
+NAMES = {
+    "efficacy": "effic", "exact_match": "exact", "held_out_wordings": "held", "neighbourhood": "neigh", "other_subjects": "others",
+    "same_subject": "same", "perplexity_ratio": "ppl", "write_fraction": "write", "capacity_used": "room",
+}  # fmt: skip
+
+
+def misses(found: dict[str, Any]) -> list[str]:
+    """The floors that a row of AT edits does not reach."""
+    if found["edits"] != AT:
+        return []
+    if "refused" in found:
+        return ["refused"]
+    low = [key for key, least in {**FLOORS[found["model"]], **BOTH}.items() if found[key] < least]
+    return low + [key for key, most in MOST.items() if found[key] > most]
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Rows as text, and the mean over seeds where there are several."""
+    lines = [f"{'model':12}{'edits':>6} {'per subject':12}{'seed':>5} " + "".join(f"{n:>8}" for n in NAMES.values()) + "  misses"]
+    for found in sorted(rows, key=_order):
+        head = f"{found['model']:12}{found['edits']:>6} {found['subjects']:12.12}{found['seed']:>5} "
+        if "refused" in found:
+            lines.append(head + f" refused: {found['refused']}")
+        else:
+            lines.append(head + "".join(f"{found[k]:>8.3f}" for k in NAMES) + f"  {', '.join(misses(found))}")
+    for (model, count, kind), members in _means(rows).items():
+        values = {key: sum(m[key] for m in members) / len(members) for key in NAMES}
+        lines.append(
+            f"{model:12}{count:>6} {kind:12.12} mean " + "".join(f"{values[k]:>8.3f}" for k in NAMES) + f"  of {len(members)} seeds"
+        )
+    return "\n".join(lines)
+
+
+def _means(rows: list[dict[str, Any]]) -> dict[tuple[str, int, str], list[dict[str, Any]]]:
+    groups: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
+    for found in sorted(rows, key=_order):
+        if "refused" not in found:
+            groups.setdefault((found["model"], found["edits"], found["subjects"]), []).append(found)
+    return groups
+
+
+def _order(found: dict[str, Any]) -> tuple[Any, ...]:
+    return found["model"], found["subjects"], found["edits"], found["seed"]
+
+
+def kept(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file that calls share; none where there is no file."""
+    return json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+
+
+def add(path: Path, found: dict[str, Any]) -> None:
+    """Add one row, while nobody else does."""
+    with open(path.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        rows = sorted([*kept(path), found], key=_order)
+        missed = [{k: r[k] for k in ("model", "subjects", "seed")} | {"misses": misses(r)} for r in rows if misses(r)]
+        fresh = path.with_suffix(".new")
+        document = {"floors_at": AT, "floors": FLOORS, "both": BOTH, "at_most": MOST, "missed": missed, "rows": rows}
+        fresh.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        fresh.replace(path)
+
+
 def main() -> None:
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ask.add_argument("--models", default="facts-small,facts-deep")
-    ask.add_argument("--edits", default="10,20,50,200")
-    ask.add_argument("--seeds", default="0")
+    ask.add_argument("--edits", default="20,10,50,200")
+    ask.add_argument("--seeds", default="31,32,33,34,35")
     ask.add_argument("--subjects", default="one,several")
     ask.add_argument("--layers", default="auto")
     ask.add_argument("--method", default="memit")
     ask.add_argument("--over-capacity", action="store_true")
+    ask.add_argument("--out", type=Path, help="file of the rows, which may be there already")
     given = ask.parse_args()
-    for model in given.models.split(","):
-        for seed in map(int, given.seeds.split(",")):
-            held: dict[tuple[str, str], bytes] = {}
-            for kind in given.subjects.split(","):
-                for count in map(int, given.edits.split(",")):
-                    options = {"layers": given.layers, "method": given.method, "over_capacity": given.over_capacity}
-                    print(json.dumps(row(model, count, seed, kind == "several", held, **options)))
-                    sys.stdout.flush()
+    seeds, rows = [int(n) for n in given.seeds.split(",")], []
+    held: dict[tuple[str, int], dict[tuple[str, str], bytes]] = {}
+    options = {"layers": given.layers, "method": given.method, "over_capacity": given.over_capacity}
+    for count in map(int, given.edits.split(",")):
+        for seed in seeds if count == AT else seeds[:2]:
+            for model in given.models.split(","):
+                for kind in given.subjects.split(","):
+                    about = {"model": model, "edits": count, "seed": seed, **options}
+                    about["subjects"] = "several facts each" if kind == "several" else "one fact each"
+                    if given.out and any(all(r.get(k) == v for k, v in about.items() if k != "layers") for r in kept(given.out)):
+                        continue
+                    found = row(model, count, seed, kind == "several", held.setdefault((model, seed), {}), **options)
+                    print(json.dumps(found), flush=True)
+                    rows.append(found)
+                    if given.out:
+                        add(given.out, found)
+    print(table(kept(given.out) if given.out else rows))
 
 
 if __name__ == "__main__":

@@ -174,6 +174,16 @@ class TestTargets:
         assert bool((found.change.norm(dim=1) <= 0.75 * facts.sqrt() * found.hidden.norm(dim=1) * (1 + 1e-6)).all())
         assert bool((found.change.norm(dim=1) > 0).all())
 
+    def test_only_a_subject_that_is_still_far_at_half_time_may_use_all_of_its_clamp(self, views, monkeypatch):
+        model, groups = Editable(views["gpt2"]), self.groups(views["gpt2"])
+        settings = Settings(steps=8, clamp=0.75, lr=5.0, kl=0.0, weight_decay=0.0)
+        facts = torch.tensor([float(len(group.facts)) for group in groups])
+        for limit, share in ((0.0, 1.0), (1e9, targets.FIRST)):
+            monkeypatch.setattr(targets, "FAR", limit)
+            found = find_targets(model, 1, groups, settings)
+            relative = found.change.norm(dim=1) / (0.75 * facts.sqrt() * found.hidden.norm(dim=1))
+            assert relative.max().item() == pytest.approx(share, rel=1e-5)
+
     def test_the_last_step_only_measures(self, views):
         model, groups = Editable(views["llama"]), self.groups(views["llama"])
         once = find_targets(model, 1, groups, Settings(steps=1))
