@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .style import Paint
+from .text import printable
 
 WIDTH = 12  # cells of a full bar
 EIGHTHS = " ▏▎▍▌▋▊▉"
@@ -49,12 +50,15 @@ def print_blocks(console: Any, blocks: Sequence[Mapping[str, Any]], how: Mapping
 
     print_table(console, COLUMNS, block_rows(blocks, paint), right=RIGHT)
     if how:
-        where = "the last token of" if how["token"] == "last" else "all tokens of"
-        old = {None: "no old text", "self": f"{how['rows_old']} rows that the model wrote"}.get(
-            how["old_text"], f"{how['rows_old']} rows of {how['old_text']}"
-        )
-        said = f"Angle between what enters a block and what leaves it, over pi: {where} {how['rows_new']} rows of new text, {old}."
-        console.print(said, style="dim")
+        over = "at the last token of a row" if how["token"] == "last" else "over all tokens"
+        console.print(f"Angle between what enters a block and what leaves it, over pi, {over}.", style="dim")
+        console.print(f"Measured on {how['rows_new']} rows of new text and {_old_text(how)}.", style="dim")
+
+
+def _old_text(how: Mapping[str, Any]) -> str:
+    if how["old_text"] is None:
+        return "no old text"
+    return f"{how['rows_old']} rows " + ("that the model wrote" if how["old_text"] == "self" else f"of {printable(how['old_text'])}")
 
 
 def _top(blocks: Sequence[Mapping[str, Any]]) -> float:
