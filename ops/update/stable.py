@@ -49,6 +49,7 @@ def begun(view: ModelView, run: Run) -> State:
     state, of = _unpack(data)
     if of != _identity({name: view.entry(name).digest for name in view.names()}):
         raise Incompatible("the stable state behind this version belongs to other weights: something was changed since", hint=hint)
+    run.record("begun", {"from": "stable", "step": state.step, "rate": state.meta["rate"]})
     return state
 
 

@@ -405,6 +405,7 @@ def test_an_update_goes_on_from_the_stable_state_of_the_last_one(llama, text):
     second = changed(update(text, steps=10, decay="infinite", lr=None, begin="stable"), first, following)
     assert following.records["training"]["lr"] == SMALL["lr"]  # the rate goes on, too
     assert following.records["training"]["warmup_steps"] == 0
+    assert following.records["begun"]["step"] == run.records["stable"]["step"]
     afresh = changed(update(text, steps=10, decay="wsd", warmup=0.0), first, MemoryRun())
     assert second.digests() != afresh.digests()
     assert second.digests() == changed(update(text, steps=10, decay="wsd", begin="stable"), first, carried(run)).digests()
