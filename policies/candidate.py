@@ -61,7 +61,7 @@ def settle(court: Court, tx: Transaction, candidate: Candidate) -> Outcome:
         candidate.expects,
         candidate.check,
         tuple(candidate.deltas),
-        candidate.parents[1:],
+        beside=candidate.parents[1:],
     )
     ruling = court.hear(case)
     if case.beside:
