@@ -251,45 +251,45 @@ def _against(nats: dict[str, Any]) -> dict[str, float]:
 # --- memory ----------------------------------------------------------------------------------------------
 
 CHILD = """
-import sys, tempfile
+import sys
 from pathlib import Path
 import torch
-from mlc.ops.merge.chain import Opcm, state_of
-from mlc.tests.ops.fakes import MemoryRun, MemoryView
-torch.set_num_threads(1)
-torch.linalg.svd(torch.randn(32, 32))
-place, count = Path(sys.argv[1]), int(sys.argv[2])
+import transformers
+from mlc.ops.catalog import load
+from mlc.policies.merging import merge
+from mlc.registry.repository import Repository
 def kib(word):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(word))
+torch.set_num_threads(1)
+torch.linalg.svd(torch.randn(64, 64))
+repo, count = Repository.open(Path(sys.argv[1])), int(sys.argv[2])
 open("/proc/self/clear_refs", "w").write("5")  # the peak begins here; a child's rusage would begin at its parent's
 before = kib("VmRSS")
-running, state = MemoryView.of(place / "m1"), ()
-for i in range(2, count + 1):
-    with tempfile.TemporaryDirectory() as scratch:
-        run = MemoryRun(scratch=Path(scratch))
-        run.versions = {"base": MemoryView.of(place / "base"), "new": MemoryView.of(place / f"m{i}")}
-        running = running.after(Opcm(("running", "new"), "base", state=state).apply(running, run))
-        state = state_of(run.records)
-        kept = sum(map(len, run.artifacts.values()))
-print(kib("VmHWM") - before, kept, len(state))
+made = merge(repo, [f"m{i}" for i in range(1, count + 1)], {"method": "opcm"}, author="t", branch=f"chain{count}").commit
+print(kib("VmHWM") - before, sum(len(repo.blob(record.digest)) for record in made.artifacts), len(made.check["opcm"]))
 """
 
 
 def memory(_: Shelf) -> dict[str, Any]:
-    """Peak memory of a chain above the imports, and what the last link keeps, for chains of 2 to 16 models of 4 million parameters."""
+    """Peak memory of folding 2 to 16 versions of 2 million parameters into one, above the imports, and what the commit keeps beside it."""
+    from mlc.policies.lifecycle import commit_directory, import_model
+    from mlc.registry.repository import Repository
     from mlc.tests.factories import tiny_model
 
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as place:
-        root = Path(place)
-        base = MemoryView.of(tiny_model(root / "base", "llama", layers=4, hidden_size=256, intermediate_size=768, vocab_size=4096))
+        root, repo = Path(place), Repository.init(Path(place) / "work")
+        base = MemoryView.of(tiny_model(root / "base", "llama", layers=4, hidden_size=192, intermediate_size=576, vocab_size=2048))
         files = {f.path: base.file(f.path) or b"" for f in base.files()}
+        (repo.root / "policies").mkdir(exist_ok=True)
+        (repo.root / "policies" / "rules.toml").write_text('[[rule]]\nid = "loose"\nmetric = "delta.max_abs"\nmax = 100\n')
+        start = import_model(repo, root / "base", author="t").commit_id
         for i in range(1, 17):
             draw = torch.Generator().manual_seed(i)
             moved = {n: base.tensor(n) + 0.01 * torch.randn(base.entry(n).shape, generator=draw) for n in base.names()}
-            MemoryView(moved, files).save(root / f"m{i}")
-        for count in (2, 4, 8, 16):
-            words = [sys.executable, "-P", "-W", "ignore", "-c", CHILD, place, str(count)]
+            commit_directory(repo, MemoryView(moved, files).save(root / f"m{i}"), ref=start, branch=f"m{i}", author="t")
+        for count in (2, 4, 16):
+            words = [sys.executable, "-P", "-W", "ignore", "-c", CHILD, str(repo.root), str(count)]
             peak, kept, state = map(int, subprocess.run(words, capture_output=True, text=True, check=True).stdout.split())
             found[str(count)] = {"peak_mib": round(peak / 1024, 1), "artifact_mib": round(kept / 2**20, 1), "state_numbers": state}
     return found | {"16 over 2": round(found["16"]["peak_mib"] / found["2"]["peak_mib"], 4)}
