@@ -10,7 +10,7 @@ import torch
 
 from mlc.kernels.exact import add, sub
 from mlc.ops.patch.extract import check_same, extract, kind_of, project
-from mlc.ops.patch.overlay import check_fits, materialise, touched
+from mlc.ops.patch.overlay import check_fits, joint, materialise
 from mlc.ops.patch.patch import Patch
 from mlc.ops.patch.quantise import BITS, pack, quantise, restore, unpack
 from mlc.ops.patch.signature import architecture_of, decode
@@ -29,10 +29,6 @@ def randn(*shape, seed=0):
 
 def bits_of(tensor):
     return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-
-
-def overlaid(clean, layers):
-    return {n: bits_of(materialise(n, clean.tensor(n), layers)) for n in touched(s for s, _ in layers)}
 
 
 # --- extraction ------------------------------------------------------------------------------------------
@@ -194,22 +190,34 @@ def test_bytes_that_are_no_signature_are_said_to_be_none():
 # --- the overlay -----------------------------------------------------------------------------------------
 
 
+def tiny(dtype):
+    values = {"conv.weight": 0.05 * randn(6, 5), "norm.running_mean": randn(6, seed=1), "norm.running_var": randn(6, seed=2).abs() + 0.5}
+    return MemoryView({name: tensor.to(dtype) for name, tensor in values.items()}, {})
+
+
+@pytest.mark.parametrize("combine", ["norm", "sum"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_any_thousand_changes_end_in_the_bytes_that_the_set_alone_has(dtype):
-    clean, chance = small(dtype=dtype), random.Random(0)
-    layers = {seed: decode(signature(clean, seed, bits)) for seed, bits in ((1, "ternary"), (2, "8"), (3, "4"), (4, "ternary"))}
-    strengths = {1: 1.25, 2: 1.0, 3: 0.5, 4: 0.3}
-    sets: dict[frozenset[int], dict[str, bytes]] = {}
-    here: list[int] = []
-    for _ in range(1000 if dtype is torch.float32 else 100):
-        if here and (len(here) == len(layers) or chance.random() < 0.5):
-            here.remove(chance.choice(here))
-        else:
-            here.append(chance.choice([seed for seed in layers if seed not in here]))
-        found = overlaid(clean, [(layers[seed], strengths[seed]) for seed in here])
-        assert sets.setdefault(frozenset(here), found) == found
-    assert len(sets) == 16
-    assert len({tuple(sorted(found.items())) for found in sets.values()}) == 16
+def test_a_thousand_sequences_of_changes_pass_the_bytes_of_each_set_and_end_in_the_clean_ones(dtype, combine):
+    clean, chance = tiny(dtype), random.Random(0)
+    bits = {1: "ternary", 2: "8", 3: "4", 4: "ternary"}
+    kept = [clean.objects.keep(signature(clean, seed, form)) for seed, form in bits.items()]
+    digests = dict(zip(kept, (1.25, 1.0, 0.5, 0.3), strict=True))
+    run, sets = MemoryRun(), {frozenset(): clean.snapshot_id}
+    run.versions["clean"] = clean
+    for _ in range(1000 if (dtype, combine) == (torch.float32, "norm") else 50):
+        at, here = clean, []
+        changes = [chance.choice(list(digests)) for _ in range(chance.randrange(1, 4))]  # what is named again is taken off
+        rest = [digest for digest in digests if changes.count(digest) % 2]
+        for digest in (*changes, *chance.sample(rest, len(rest))):
+            gone = (digest,) if digest in here else ()
+            here = [d for d in here if d != digest] if gone else [*here, digest]
+            names, strengths = tuple(d[:8] for d in here), tuple(digests[d] for d in here)
+            at.objects = clean.objects
+            at = at.after(Patch(names, tuple(here), strengths, gone, clean="clean", combine=combine).apply(at, run))
+            assert sets.setdefault(frozenset(here), at.snapshot_id) == at.snapshot_id
+        assert not here
+        assert at.snapshot_id == clean.snapshot_id
+    assert len(sets) == len(set(sets.values())) >= 12  # every set of up to three of four
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -299,3 +307,25 @@ def test_a_version_that_is_not_the_planned_one_is_refused():
 def test_lists_that_cannot_be_are_refused(fields, said):
     with pytest.raises(BadParameter, match=said):
         Patch(**fields)
+
+
+def test_several_signatures_move_a_tensor_as_far_as_the_strongest_alone_would():
+    assert joint([0.7], "norm") == joint([1.0, 1.0], "sum") == 1.0
+    assert joint([1.0, 1.0], "norm") == pytest.approx(2**-0.5)
+    assert joint([1.5, 0.0015], "norm") == pytest.approx(1.0, abs=1e-6)
+    clean = MemoryView({"w": torch.zeros(300), "n.running_mean": torch.zeros(4)}, {})
+    a, b = decode(signature(clean, 1)), decode(signature(clean, 2))
+    for strengths in ((1.0, 1.0), (0.5, 1.25)):
+        both = materialise("w", clean.tensor("w"), [(a, strengths[0]), (b, strengths[1])], "norm")
+        factor = joint(strengths, "norm")
+        expected = factor * (strengths[0] * a.tensor("w") + strengths[1] * b.tensor("w"))
+        assert torch.allclose(both, expected, atol=1e-8)
+        longest = max(float((s * x.tensor("w")).norm()) for s, x in zip(strengths, (a, b), strict=True))
+        assert 0.8 * longest <= float(both.norm()) <= 1.2 * longest  # random signatures are nearly orthogonal
+    mean = materialise("n.running_mean", clean.tensor("n.running_mean"), [(a, 1.0), (b, 1.0)], "norm")
+    x, y = (s.statistics["n.running_mean"] for s in (a, b))
+    assert torch.allclose(mean, (x + y) / 2, atol=1e-8)
+    alone = materialise("w", clean.tensor("w"), [(a, 0.5)], "norm")
+    assert bits_of(alone) == bits_of(materialise("w", clean.tensor("w"), [(a, 0.5)]))
+    with pytest.raises(BadParameter, match="--combine is norm or sum"):
+        Patch(("a",), ("ab" * 32,), (1.0,), combine="mean")
