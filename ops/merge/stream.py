@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ...registry.delta.crew import alone, enlist
 from ...registry.delta.derived import FLOATS as DERIVABLE
 from ...registry.delta.derived import LINEAR, TASK, Derived
 from ...registry.errors import CheckFailed, Incompatible
@@ -63,10 +64,11 @@ def apply(op: Merge, view: ModelView, run: Run) -> Iterator[Change]:
         if not job.serial and run.scratch.is_dir():  # one running generator has to be asked for every tensor again
             job = replace(job, kept=Kept(run.scratch / "merged"))
         workers = 1 if job.serial else max(1, run.threads)
-        for done, changes in enumerate(_in_order(outputs, job.changes, workers), 1):
-            yield from changes
-            job.held.pop(outputs[done - 1].name, None)
-            run.progress("merge", done, len(outputs))
+        with alone(workers == 1):
+            for done, changes in enumerate(_in_order(outputs, job.changes, workers), 1):
+                yield from changes
+                job.held.pop(outputs[done - 1].name, None)
+                run.progress("merge", done, len(outputs))
     kept = {name for output in outputs for name in (output.name, *output.also)}
     if not recipe.whole:
         yield from (DropTensor(name) for name in view.names() if name not in kept)
@@ -292,7 +294,7 @@ def _in_order(outputs: Iterable[Output], work: Callable[[Output], list[Change]],
         yield from map(work, outputs)
         return
     waiting: deque[Future[list[Change]]] = deque()
-    with ThreadPoolExecutor(count, thread_name_prefix="merge") as pool:
+    with ThreadPoolExecutor(count, thread_name_prefix="merge", initializer=enlist) as pool:
         try:
             for output in outputs:
                 waiting.append(pool.submit(work, output))

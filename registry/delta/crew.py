@@ -43,12 +43,24 @@ def each(function: Callable[[A], B], items: Iterable[A]) -> list[B]:
 def _pool() -> ThreadPoolExecutor:
     with _COUNT:
         if os.getpid() not in _POOLS:
-            _POOLS[os.getpid()] = ThreadPoolExecutor(min(MOST, _processors()), "mlc-segment", initializer=_enlist)
+            _POOLS[os.getpid()] = ThreadPoolExecutor(min(MOST, _processors()), "mlc-segment", initializer=enlist)
         return _POOLS[os.getpid()]
 
 
-def _enlist() -> None:
-    _WORKER.busy = True  # a worker that waited for others of its crew could wait for ever: what it needs, it does itself
+def enlist() -> None:
+    """This thread does itself what it needs: a worker that waited for others of its crew could wait for ever."""
+    _WORKER.busy = True
+
+
+@contextmanager
+def alone(yes: bool = True) -> Iterator[None]:
+    """Inside, this thread does itself what it needs (unless not `yes`): two that share a cache take more processor time than one."""
+    before = getattr(_WORKER, "busy", False)
+    _WORKER.busy = before or yes
+    try:
+        yield
+    finally:
+        _WORKER.busy = before
 
 
 def _processors() -> int:
