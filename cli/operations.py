@@ -51,6 +51,17 @@ def given(options: Bundle) -> dict[str, Any]:
     return {name: tuple(v) if isinstance(v, list) else v for name, v in values.items() if v is not None}
 
 
+def joined(*bundles: Bundle) -> Bundle:
+    """Several bundles as one. A field that two of them have must be unset in all but one."""
+    values: dict[str, Any] = {}
+    for bundle in bundles:
+        for field in dataclasses.fields(bundle):  # type: ignore[arg-type]
+            if (value := getattr(bundle, field.name)) is not None or field.name not in values:
+                values[field.name] = value
+    kind = dataclasses.make_dataclass("JoinedOptions", [(name, Any) for name in values], bases=(Bundle,))
+    return kind(**values)
+
+
 def build(operation: type[Operation], recipe: dict[str, Any], words: dict[str, Any]) -> Operation:
     """The operation: flags over recipe over defaults. Raises BadParameter for a required field that nobody gave."""
     values = {**recipe, **words}

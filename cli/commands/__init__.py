@@ -56,6 +56,7 @@ VERBS: dict[str, Entry] = {
     "redo": Entry(CHANGE, "redo", "Repeat a move that was undone."),
     "runs": Entry(CHANGE, "runs", "List unfinished runs that can be resumed."),
     "eval": Entry(JUDGE, "eval", "Measure a version on a suite."),
+    "embed": Entry(JUDGE, "embed", "Turn texts into vectors: a gallery to keep, or a search in one."),
     "gate": Entry(JUDGE, "gate", "Ask the policy whether one version may follow another."),
     "accept": Entry(JUDGE, "accept", "Promote a refused candidate with a waiver and a reason."),
     "policy": Entry(JUDGE, "policy", "Check, explain and try the rules of the gate."),

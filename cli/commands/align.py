@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from ...ops.catalog import load
+from ...registry.errors import BadParameter
 from ..conduct import conduct
 from ..context import Session
-from ..operations import begin, options_of
+from ..operations import begin, given, joined, options_of
 from ..options import RESUMED, Mutation, Resume, Rev
 
 OPERATION = load("align")
 METAVARS = {"to": "REV", "data": "FILE", "method": "NAME", "text": "FILE:RATIO", "adapter": "lora:R"}
 Options = options_of(OPERATION, METAVARS)
+EMBEDDINGS = load("align.embeddings")  # the same verb for encoders: its further options, those of the same name having the same sense
+SHARED = {field.name for field in dataclasses.fields(OPERATION)}
+FURTHER = {"extra": "N", "old_weight": "X", "scale": "X"}
+EncoderOptions = options_of(EMBEDDINGS, FURTHER, SHARED)
 OPTIONAL_VALUES = RESUMED
 
 EPILOG = """Examples:
@@ -20,12 +26,14 @@ EPILOG = """Examples:
   mlc align v2 --to v1 --data questions.jsonl --text new.txt:0.5 --branch v2-aligned
   mlc align v2 --to v1 --data suite.toml --method muscle-student --adapter lora:16 --branch compat
   mlc align main --to @champion --data images.jsonl --method focal-logits
+  mlc align encoder-v2 --to encoder-v1 --data labelled.jsonl --method oca      vectors for the old gallery
   mlc align --resume                                      go on after a kill"""
 
 
 def run(
     session: Session,
     operation: Options,  # type: ignore[valid-type]
+    encoder: EncoderOptions,  # type: ignore[valid-type]
     how: Mutation,
     rev: Rev = None,
     resume: Resume = None,
@@ -37,13 +45,40 @@ def run(
         return {**values, "to": session.repo.resolve(values["to"])} if values.get("to") else values
 
     def measured(check: dict[str, Any]) -> None:
+        if found := check.get("compat"):
+            top1 = check["top1"]
+            words = f"{100 * top1['old_old']:.1f} % to {100 * top1['new_old']:.1f} %, a gain in mAP of at least {found['lower95']:+.4f}"
+            session.line(f"Searching the old gallery, top-1: {words}.")
         if (before := check.get("nfr_before")) is not None and (after := check.get("nfr_after")) is not None:
             words = f"{100 * before:.2f} % to {100 * after:.2f} %"
             session.line(f"Lost answers on {check['examples']} {check['measured_on']}: {words}.")
 
+    kind = EMBEDDINGS if resume is None and _encodes(session, rev) else OPERATION
+    options = joined(operation, encoder)
+    _check_options(kind, options)
+    verb = "compat" if kind is EMBEDDINGS else "diff"
     conduct(
         session,
-        lambda: begin(session, OPERATION, operation, how, rev, resume, pinned),
-        hint=lambda commit: f"mlc diff {commit['op']['params']['to'][:12]} {commit['short']} --flips",
+        lambda: begin(session, kind, options, how, rev, resume, pinned),
+        hint=lambda commit: f"mlc {verb} {commit['op']['params']['to'][:12]} {commit['short']}" + (" --flips" if verb == "diff" else ""),
         measured=measured,
     )
+
+
+def _encodes(session: Session, rev: str | None) -> bool:
+    """Whether the version turns texts into vectors: a bare body without a head that writes or classifies."""
+    from ...registry.formats.configs import parse
+
+    snapshot = session.repo.snapshot(session.repo.commit(session.repo.resolve(rev)).snapshot)
+    digest = next((f.digest for f in snapshot.files if f.path == "config.json" and f.kind == "blob"), None)
+    config = parse("config.json", session.repo.blob(digest)) if digest is not None else None
+    return any(str(name).endswith(("Model", "ForMaskedLM")) for name in (config or {}).get("architectures") or ())
+
+
+def _check_options(kind: Any, options: Any) -> None:
+    """Options of the other kind of model are refused: what is ignored in silence is believed to have had an effect."""
+    known = {field.name for field in dataclasses.fields(kind)}
+    for name in given(options):
+        if name not in known:
+            other = "encoders" if kind is OPERATION else "models that answer"
+            raise BadParameter(f"--{name.replace('_', '-')} is for {other}; this version is none", hint="mlc align --help")

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .align import AlignEmbeddings
 
 DENSE = "2_Dense"
+VECTORS = "vectors"  # the kind of artifact that holds a version's vectors of a data set
 KINDS = "sentence_transformers.models."
 
 
@@ -38,7 +39,7 @@ def apply(op: AlignEmbeddings, view: ModelView, run: Run) -> Iterator[Change]:
         encoder = as_encoder(model, view)
         if encoder.head is not None:
             raise Incompatible("this encoder has a head already", hint="align the version before its head was made")
-        old = vectors(run.version(op.to), data, data.train, run)
+        old = vectors(run.version(op.to), data, run)[data.train]
         alone = encode(encoder, code(view, [data.texts[i] for i in data.train]))
         encoder.head = make_head(op, encoder, alone, old)
         facts: dict[str, Any] = {
@@ -54,9 +55,14 @@ def apply(op: AlignEmbeddings, view: ModelView, run: Run) -> Iterator[Change]:
         yield from _changes(view, model, encoder, trained=op.method != "procrustes")
 
 
-def vectors(view: ModelView, data: Labelled, chosen: list[int], run: Run) -> Tensor:
-    """fp32 [chosen, size]: a version's vectors of some of the texts."""
-    return encode(load_encoder(view), code(view, [data.texts[i] for i in chosen]), progress=run.progress)
+def vectors(view: ModelView, data: Labelled, run: Run) -> Tensor:
+    """fp32 [texts, size]: a version's vectors of all the texts, kept as an artifact of (snapshot, data)."""
+    from safetensors.torch import load, save
+
+    def made() -> bytes:
+        return save({"vectors": encode(load_encoder(view), code(view, data.texts), progress=run.progress)})
+
+    return load(run.artifact(VECTORS, f"{view.snapshot_id}/{data.record.digest}", made))["vectors"]
 
 
 def make_head(op: AlignEmbeddings, encoder: Encoder, alone: Tensor, old: Tensor) -> Head | None:

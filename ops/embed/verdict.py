@@ -82,8 +82,8 @@ class _Held:
 
     def of(self, view: ModelView) -> tuple[Tensor, Tensor]:
         """(query vectors, gallery vectors) of one version."""
-        found = vectors(view, self.data, [*self.queries, *self.gallery], self.run)
-        return found[: len(self.queries)], found[len(self.queries) :]
+        found = vectors(view, self.data, self.run)
+        return found[self.queries], found[self.gallery]
 
     def search(self, asking: tuple[Tensor, Tensor], asked: tuple[Tensor, Tensor]) -> Ranking:
         """The first version's queries in the second one's gallery, over as many numbers as the gallery has."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mlc.tests.factories import tiny_tokenizer
 
-NAMES = 24  # labels; a text of a label holds its two words of the tiny vocabulary
+NAMES = 60  # labels; a text of a label holds its two words of the tiny vocabulary
 
 
 def tiny_encoder(directory: Path, *, width: int = 16, seed: int = 0) -> Path:
@@ -38,13 +38,13 @@ def tiny_encoder(directory: Path, *, width: int = 16, seed: int = 0) -> Path:
     return directory
 
 
-def labelled_texts(path: Path, *, labels: int = NAMES, texts: int = 6, seed: int = 0) -> Path:
+def labelled_texts(path: Path, *, labels: int = NAMES, texts: int = 8, seed: int = 0) -> Path:
     """JSONL with `text` and `label`: two words name the label, the others are any."""
     chance = random.Random(seed)
     rows = []
     for label in range(labels):
         for _ in range(texts):
-            words = [f"w{label % 20}", f"w{20 + label // 20 + label % 7}", *(f"w{chance.randrange(30, 40)}" for _ in range(3))]
+            words = [f"w{label % 20}", f"w{20 + label // 20 + label % 7}", *(f"w{chance.randrange(30, 40)}" for _ in range(6))]
             chance.shuffle(words)
             rows.append({"text": " ".join(words), "label": f"p{label}"})
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
