@@ -9,7 +9,7 @@ import torch
 
 from mlc.ops.data.facts import Fact, FactSet
 from mlc.ops.edit import keep
-from mlc.ops.edit.conflicts import about, alike, earlier_facts, fact_of, forms, settled, spared, with_edits, within
+from mlc.ops.edit.conflicts import ALIKE, about, alike, earlier_facts, fact_of, forms, settled, spared, with_edits, within
 from mlc.registry.errors import BadInputFile, BadParameter
 from mlc.tests.ops.fakes import MemoryRun
 
@@ -136,6 +136,21 @@ def test_keys_are_alike_as_ordinary_text_weighs_directions():
     scale = torch.tensor([0.01, 1.0, 1.0, 1.0], dtype=torch.float64)[:, None]
     assert alike(keys, held, lambda x: x * scale) == []
     assert alike(keys, held[:, :0], lambda x: x) == []
+
+
+def test_at_the_limit_a_third_of_a_write_at_one_key_is_a_write_at_the_other():
+    from mlc.ops.edit.solve import factors, memit_metric, single_fractions
+
+    moment = torch.diag(torch.linspace(0.2, 3, 6, dtype=torch.float64))
+    root = moment.sqrt()
+    keys = root @ torch.tensor([[1.0, ALIKE], [0.0, (1 - ALIKE**2) ** 0.5], *[[0.0, 0.0]] * 4], dtype=torch.float64)
+    metric = memit_metric(moment)
+    weight = 0.05 / 0.95
+    assert single_fractions(metric, keys, weight).tolist() == pytest.approx([0.95, 0.95])
+    written = factors(metric, keys[:, :1], weight, keys[:, 1:])
+    assert (keys[:, 1] @ written[:, 0]).item() == pytest.approx(0.35, abs=0.01)
+    far = root @ torch.eye(6, 2, dtype=torch.float64)
+    assert (far[:, 1] @ factors(metric, far[:, :1], weight, far[:, 1:])[:, 0]).item() == pytest.approx(0, abs=1e-12)
 
 
 def test_a_subject_that_the_model_confuses_with_an_edited_one_is_refused_noted_or_wins():

@@ -1,0 +1,71 @@
+"""One edit of many is taken back: whether its fact is as before, the others stay, and a rollback gives the first bytes.
+
+    python tests/benchmarks/reverts.py --models facts-small,facts-deep --edits 20 --seeds 31
+
+Needs the optional material. For facts that have a subject of their own and for subjects with several facts, of which one goes and the
+others stay. Prints one JSON object per row; `refused` says why a fact cannot be taken back alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from mlc.tests.benchmarks.edits import MATERIAL, draw, write
+
+
+def row(model: str, count: int, seed: int, several: bool, place: Path, taken: int = 1, **options: Any) -> dict[str, Any]:
+    """Edit, take `taken` facts back one after the other, roll back."""
+    from mlc.ops.edit.edit import Edit
+    from mlc.policies import lifecycle
+    from mlc.policies.unedit import revert_facts
+    from mlc.registry.errors import CheckFailed
+    from mlc.registry.repository import Repository
+
+    repo = Repository.init(place / "work")
+    root = lifecycle.import_model(repo, MATERIAL / "models" / model, author="bench").commit_id
+    edits = draw(model, count, seed, several)
+    op = Edit(facts=str(write(place / "facts.jsonl", edits)), **options)
+    edit = lifecycle.run(repo, op, author="bench", seed=seed)
+    found: dict[str, Any] = {"model": model, "edits": count, "subjects": "several facts each" if several else "one fact each", "seed": seed}
+    written = repo.commit(edit.commit_id).check
+    found |= {"layers": written["layers"], "efficacy": written["efficacy"], "reverts": []}
+    for fact in [e["id"] for e in edits[:: max(1, count // taken)]][:taken]:
+        try:
+            check = revert_facts(repo, edit.commit_id, (fact,)).commit.check
+            lost = round(check["others"] * (check["efficacy_before"] - check["efficacy"]))
+            found["reverts"].append(
+                {"fact": fact, "lost": lost} | {k: check[k] for k in ("restored", "efficacy_before", "efficacy", "others")}
+            )
+        except CheckFailed as fault:
+            values = fault.details.get("check", {})
+            found["reverts"].append(
+                {"fact": fact, "refused": fault.message, "restored": values.get("restored"), "efficacy": values.get("efficacy")}
+            )
+    back = lifecycle.rollback(repo, root).commit
+    found["rollback_exact"] = back.snapshot == repo.commit(root).snapshot
+    return found
+
+
+def main() -> None:
+    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ask.add_argument("--models", default="facts-small,facts-deep")
+    ask.add_argument("--edits", type=int, default=20)
+    ask.add_argument("--seeds", default="31")
+    ask.add_argument("--subjects", default="one,several")
+    ask.add_argument("--taken", type=int, default=3, help="facts taken back, one after the other")
+    given = ask.parse_args()
+    for model in given.models.split(","):
+        for seed in map(int, given.seeds.split(",")):
+            for kind in given.subjects.split(","):
+                with tempfile.TemporaryDirectory() as place:
+                    print(json.dumps(row(model, given.edits, seed, kind == "several", Path(place), given.taken)))
+                    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
