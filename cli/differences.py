@@ -16,13 +16,17 @@ from ..ops.arch.families import family_of, role_of
 from ..ops.evaluate.exact_tests import clopper_pearson, false_discovery, holm, mcnemar_one_sided
 from ..ops.evaluate.flips import Counts, report
 from ..ops.evaluate.ks import ks_test
+from ..ops.evaluate.smooth import TOLERANCES, settled
 
 if TYPE_CHECKING:
     from ..registry.ids import CommitId
     from ..registry.records import Snapshot
     from ..registry.repository import Repository
 
-FLIP_KEYS = ("n", "acc_a", "acc_b", "negative_flips", "positive_flips", "nfr", "pfr", "nfr_upper95", "mcnemar_p", "churn")
+FLIP_KEYS = (
+    *("n", "acc_a", "acc_b", "negative_flips", "positive_flips", "nfr", "pfr", "nfr_upper95", "mcnemar_p", "churn"),
+    *("relative_nfr", "backward_trust", "backward_error", "inconsistent", "choice_flip"),
+)
 
 
 # --- behaviour -------------------------------------------------------------------------------------------
@@ -41,6 +45,7 @@ def behaviour(repo: Repository, a: Any, b: Any, limit: int | None) -> dict[str, 
     document["n"] = total.n or a.n
     if a.kind == "truth":
         document |= _ratios_apart(repo, a.evaluation, b.evaluation)
+    document |= _smooth(repo, a, b)
     document["flips"] = [_flip(flip) for flip in found.flips]
     document["metrics"] = {"a": a.metrics, "b": b.metrics}
     document["kind"] = a.kind
@@ -48,6 +53,23 @@ def behaviour(repo: Repository, a: Any, b: Any, limit: int | None) -> dict[str, 
     if len(found.slices) > 1 or any(s.slice is not None for s in found.slices):
         document["slices"] = _slices(found.slices)
     return document
+
+
+def _smooth(repo: Repository, a: Any, b: Any) -> dict[str, Any]:
+    """`similarity`: how the token F1 (ROUGE-1's F) of written texts moved. `likelihood`: how the nats of each right answer or text did.
+
+    Likelihoods are of whole answers, so that two tokenizers may be compared.
+    """
+    from ..registry.catalog.behaviour import moved
+
+    found = {}
+    for name, column in (("similarity", "score"), ("likelihood", "logprob")):
+        if column == "score" and a.kind != "generate":
+            continue
+        moves = moved(repo, a.evaluation, b.evaluation, column, TOLERANCES)
+        if moves.n:
+            found[name] = settled(moves.n, moves.gain, moves.loss, dict(zip(TOLERANCES, moves.fallen, strict=True))).to_json()
+    return found
 
 
 def _slices(counted: Iterable[Any]) -> dict[str, dict[str, Any]]:

@@ -29,6 +29,12 @@ def render_behaviour(session: Session, suites: dict[str, Any], asked: dict[str, 
         columns = ("suite", "n", "accuracy", "lost", "won", "nfr", "nfr below", "McNemar p", "churn")
         print_table(session.console(), columns, rows, right=columns[1:])
         session.line(paint.dim("lost: right before, wrong now (negative flips). nfr below: upper 95 % bound of their rate."))
+    for name, s in suites.items():
+        for what, unit in (("similarity", ""), ("likelihood", " nats")):
+            if (moved := s.get(what)) is not None and moved["regression"]:
+                fell, more = text.number(moved["regression"]), text.number(moved["gain"])
+                share = text.percent(moved["smooth_nfr"]["0.1"])
+                session.line(f"{paint.cyan(name)}  {what} fell by {fell}{unit} and rose by {more} a row; {share} fell by over 0.1")
     for name, s in judged.items():
         if s.get("ks") is not None:
             session.line(f"{paint.cyan(name)}  truth ratios {text.number(s['ks'])} apart (Kolmogorov-Smirnov p {s['ks_p']:.3g})")

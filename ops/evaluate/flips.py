@@ -48,7 +48,9 @@ class FlipReport:
     churn: float | None
     relative_nfr: float | None  # 1.0 is what independent errors would give
     backward_trust: float | None  # share of A's right answers that B keeps
-    inconsistent: float | None  # both wrong, and differently: counted with nfr in MUSCLE's multiple-choice flip
+    inconsistent: float | None  # both wrong, and differently
+    backward_error: float | None = None  # share of B's wrong answers that A had wrong, too
+    choice_flip: float | None = None  # MUSCLE's multiple-choice flip: wrong now and another answer than before; nfr + inconsistent
     ks: float | None = None  # of a truth suite: Kolmogorov-Smirnov distance of the two versions' truth ratios
     ks_p: float | None = None  # its p: against a version retrained without the data, TOFU's forget quality
 
@@ -92,6 +94,8 @@ def report(counts: Counts) -> FlipReport:
         relative_nfr=_share(b * n, right_a * (n - right_b)),
         backward_trust=_share(counts.both_right, right_a),
         inconsistent=_share(churned - changed, n),
+        backward_error=_share(counts.both_wrong, n - right_b),
+        choice_flip=_share(b + churned - changed, n),
     )
 
 

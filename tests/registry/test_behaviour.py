@@ -7,7 +7,7 @@ import random
 import pytest
 
 from mlc.registry.catalog import queries
-from mlc.registry.catalog.behaviour import compare, evaluations, find_evaluation, predictions
+from mlc.registry.catalog.behaviour import compare, evaluations, find_evaluation, moved, predictions
 from mlc.registry.errors import CorruptRecord, MissingObject
 from mlc.registry.ids import blob_digest
 from mlc.tests.registry.history import History, dump
@@ -179,3 +179,15 @@ def test_the_evaluations_view_says_the_latest_per_commit(grown):
     grown.evaluate(b, {"example": ["1", "2"]}, metrics={"accuracy": 0.25})
     rows = grown.catalog.query(grown, "select suite, metric, value, n from evaluations where commit = ?", [b]).rows
     assert rows == [("facts", "accuracy", 0.25, 2)]
+
+
+def test_how_a_number_moved_is_summed_over_the_examples_that_have_it_twice(history):
+    a = history.commit(tensors={"w": "1"}, op="import")
+    b = history.commit(a, tensors={"w": "2"})
+    nan = float("nan")
+    first = history.evaluate(a, {"example": ["1", "2", "3", "4"], "correct": [True] * 4, "score": [0.5, 0.5, nan, 0.2]})
+    second = history.evaluate(b, {"example": ["1", "2", "3", "5"], "correct": [True] * 4, "score": [0.25, 0.75, 0.5, 0.9]})
+    found = moved(history, first, second, "score", (0.0, 0.3))
+    assert found == (2, pytest.approx(0.25), pytest.approx(0.25), (1, 0))
+    with pytest.raises(ValueError, match="no number"):
+        moved(history, first, second, "answer", ())
