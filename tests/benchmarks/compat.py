@@ -2,6 +2,8 @@
 
     python -m mlc.tests.benchmarks.compat OUT.json --seeds 0,1,2 --tables oz,changed,blimp,early,toy
 
+OUT.json is written after every table of every seed, and a run that was stopped goes on where it was.
+
 Five tables. `oz`: a fact model learns a book. `changed`: 40 % of its facts change. `blimp`: a story model learns the book, asked minimal
 pairs. `early`: two checkpoints of one training run. `toy`: a classifier of noisy 20-d points. Anchors are half of the facts that stay, in
 one trained wording; what is asked are wordings that nothing was trained on. `nfr` is the share of all questions that the old version has
@@ -285,12 +287,13 @@ def main() -> None:
     given = ask.parse_args()
     torch.set_num_threads(1)
     result: dict[str, Any] = json.loads(given.out.read_text()) if given.out.is_file() else {}
-    for table in given.tables.split(","):
-        seeds = []
-        for seed in map(int, given.seeds.split(",")):
-            with tempfile.TemporaryDirectory() as folder:
-                seeds.append(TABLES[table](World(Path(folder), seed), given.arms.split(","), **json.loads(given.set)))
-        result[table] = {"seeds": given.seeds, "mean": summary(seeds), "runs": seeds}
+    for seed, table in ((seed, table) for seed in given.seeds.split(",") for table in given.tables.split(",")):
+        runs = result.setdefault(table, {"runs": {}})["runs"]
+        if seed in runs:  # what was measured stays
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            runs[seed] = TABLES[table](World(Path(folder), int(seed)), given.arms.split(","), **json.loads(given.set))
+        result[table]["mean"] = summary(list(runs.values()))
         given.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps({name: table["mean"] for name, table in result.items()}, indent=1))
 
