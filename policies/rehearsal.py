@@ -12,27 +12,31 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from ..ops.base import Operation
 from ..registry.errors import MlcError
 from ..registry.records import InputRecord, Json
 from .artifacts import ArtifactStore
 from .outcome import Outcome, Progress, Request
 from .past import Past
+from .runs import threads_here
 from .targets import Target
 
 if TYPE_CHECKING:
     import torch
 
-    from ..ops.base import Operation, Plan
+    from ..ops.base import Plan
     from ..registry.repository import Repository
     from ..registry.view import ModelView
 
 
 def rehearsed(repo: Repository, op: Operation, plan: Plan, target: Target, request: Request) -> Outcome:
     """The answer of a dry run: the plan, joined by what the operation's preview found."""
-    run = Rehearsal(repo, target, request.seed, request.progress)
-    found = op.preview(repo.view(target.start), run)
-    plan = dataclasses.replace(plan, details={**plan.details, **found})
-    return Outcome(branch=target.branch, plan=plan, warnings=(*op.expects().notes, *run.notes))
+    notes = tuple(op.expects().notes)
+    if type(op).preview is not Operation.preview:  # else nothing that computes is imported
+        run = Rehearsal(repo, target, request.seed, threads_here(), request.progress)
+        found = op.preview(repo.view(target.start), run)
+        plan, notes = dataclasses.replace(plan, details={**plan.details, **found}), (*notes, *run.notes)
+    return Outcome(branch=target.branch, plan=plan, warnings=notes)
 
 
 @dataclass
@@ -42,18 +46,12 @@ class Rehearsal:
     repo: Repository
     target: Target
     seed: int
+    threads: int  # as many as the run itself would use: the preview computes the same bits
     listener: Progress | None = None
     id: str = "preview"
     scratch: Path = Path(os.devnull)  # nothing can be put there
     notes: list[str] = field(default_factory=list)
     made: dict[tuple[str, str], bytes] = field(default_factory=dict)
-
-    @property
-    def threads(self) -> int:
-        """As many as the run itself would use: the preview computes the same bits."""
-        import torch
-
-        return torch.get_num_threads()
 
     def progress(self, phase: str, done: int, total: int, **values: float) -> None:
         """Pass live progress on."""

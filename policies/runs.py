@@ -119,7 +119,7 @@ class Runs:
         lock = os.open(place / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
             _take(lock, info.id)
-            yield ActiveRun(info, place, ArtifactStore(self.repo), info.id, info.seed, _threads(), place / "scratch")
+            yield ActiveRun(info, place, ArtifactStore(self.repo), info.id, info.seed, threads_here(), place / "scratch")
         finally:
             os.close(lock)
 
@@ -255,7 +255,7 @@ class ActiveRun:
         fs.remove_tree(self.place)
 
 
-def _threads() -> int:
+def threads_here() -> int:
     """How many threads torch uses here: part of what makes a run repeatable."""
     import torch
 

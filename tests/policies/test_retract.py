@@ -204,7 +204,7 @@ def test_a_preview_keeps_nothing_and_uses_what_is_kept(repo, root, text):
 
 
 def test_a_preview_makes_no_key(repo, root):
-    run = Rehearsal(repo, Target(root, "main", root), 0)
+    run = Rehearsal(repo, Target(root, "main", root), 0, 1)
     with pytest.raises(MlcError, match="pseudonym"):
         run.pseudonym(b"text", scope="registry")
     assert run.load_state() is None
