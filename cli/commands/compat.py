@@ -64,8 +64,8 @@ def _measured(session: Session, gallery: CommitId, asking: CommitId, word: str) 
         raise BadParameter(f"{suite.name} is a suite of kind {suite.kind}", hint='a suite of kind = "retrieval" has queries and a gallery')
     import torch
 
-    views = [session.repo.view(session.repo.commit(commit).snapshot) for commit in (gallery, asking)]
-    found = cross(*views, suite.examples(), session.progress)
+    old, new = (session.repo.view(session.repo.commit(commit).snapshot) for commit in (gallery, asking))
+    found = cross(old, new, suite.examples(), session.progress)
     scores = {name: torch.tensor([row.score for row in rows], dtype=torch.float64) for name, (rows, _) in found.items()}
     gain = paired_gain(scores["new_old"], scores["old_old"])
     metrics = {name: values for name, (_, values) in found.items()}

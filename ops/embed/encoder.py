@@ -162,7 +162,7 @@ def code(view: ModelView, texts: Sequence[str], tokenizer: PreTrainedTokenizerFa
     limits = [n for n in (read_parts(view).context, window) if isinstance(n, int)]
     how = {"truncation": True, "max_length": min(limits)} if limits else {}
     rows = tokenizer(list(texts), verbose=False, **how)["input_ids"]
-    return Coded(rows, tokenizer.pad_token_id or 0)
+    return Coded(rows, int(tokenizer.pad_token_id or 0))  # type: ignore[arg-type]
 
 
 @torch.no_grad()

@@ -48,7 +48,7 @@ def read_gallery(path: Path) -> Gallery:
         raise BadInputFile(
             f"{path} cannot be read as a gallery: {fault}", hint="mlc embed REV --data F --out GALLERY", path=str(path)
         ) from None
-    if vectors is None or vectors.dim() != 2 or len(vectors) != len(stamp.get("ids", ())):
+    if stamp is None or vectors is None or vectors.dim() != 2 or len(vectors) != len(stamp.get("ids", ())):
         said = "does not say which version made its vectors" if vectors is None else "holds something else than one vector per id"
         raise BadInputFile(f"{path} {said}", hint="embed the texts again: mlc embed REV --data F --out GALLERY", path=str(path))
     return Gallery(vectors.float(), [str(i) for i in stamp["ids"]], stamp["commit"], stamp["snapshot"])
