@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from ..arch import layer_of
+from ..arch import family_of, layer_of
 from ..base import Plan
 from ..compat.options import parse_anchors
 from ..compat.planning import records
@@ -66,7 +66,19 @@ def _reach(op: Update, view: ModelView) -> tuple[tuple[str, ...], int, int, str]
     if op.method in ("expand", "tune"):
         return _grown_reach(op, view)
     names = tuple(n for n in view.names() if view.entry(n).dtype in FLOATS)
+    if "spu" in op.protections:
+        return names, _chosen(op, view), _bytes(view, names), f"{op.protect_rate:.0%} of the first MLP matrices"
     return names, _count(view, names), _bytes(view, names), "every tensor"
+
+
+def _chosen(op: Update, view: ModelView) -> int:
+    """How many elements `--protect spu` lets move: its share of each first matrix, and the biases beside them."""
+    family = family_of(view.config)
+    parts = tuple(module for module, role in family.roles if role in ("mlp.in", "mlp.gate")) if family else ()
+    held = [n for n in view.names() if family and layer_of(family, n) is not None]
+    weights = [n for n in held if n.endswith(tuple(f"{part}.weight" for part in parts))]
+    biases = [n for n in held if n.endswith(tuple(f"{part}.bias" for part in parts))]
+    return sum(int(op.protect_rate * math.prod(view.entry(n).shape)) for n in weights) + _count(view, biases)
 
 
 def _grown_reach(op: Update, view: ModelView) -> tuple[tuple[str, ...], int, int, str]:

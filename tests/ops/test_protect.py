@@ -68,6 +68,8 @@ def test_spu_moves_a_tenth_of_the_first_mlp_matrices_and_nothing_else(family, pa
         elif not name.endswith(tuple(f"{part}.bias" for part in parts)):
             assert not elements.any(), name
     assert run.records["controls"]["spu"] == {"rate": 0.1, "free": free}
+    biases = sum(view.tensor(n).numel() for n in view.names() if n.endswith(tuple(f"{part}.bias" for part in parts)))
+    assert update(text, protect="spu").plan(view).trainable == free + biases
 
 
 @pytest.mark.parametrize("more", [{"ema": "dynamic"}, {"blend": 0.5}, {"ema": "0.1", "blend": 0.7}, {"replay": ("self:0.5",)}])
