@@ -11,7 +11,10 @@ import torch
 from mlc.ops.edit.edit import Edit
 from mlc.ops.edit.unedit import affected
 from mlc.policies import lifecycle
+from mlc.policies.facts import Facts
+from mlc.policies.gate import judge
 from mlc.policies.past import Past
+from mlc.policies.rules.load import BUILT_IN, load_files
 from mlc.policies.runs import Runs
 from mlc.policies.unedit import revert_facts
 from mlc.registry.errors import BadParameter, CheckFailed
@@ -281,3 +284,27 @@ def test_paths_of_facts_are_not_needed_any_more(repo, edit, facts):
     first = edit(ROWS[0], ROWS[3])
     Path(facts(ROWS[0])).unlink()
     assert revert_facts(repo, first, ("lamp",)).ref_moved
+
+
+# --- earlier edits are held to ----------------------------------------------------------------------------------
+
+
+def test_a_later_edit_is_judged_by_what_it_leaves_of_the_earlier_ones(repo, edit):
+    first = repo.commit(edit(ROWS[0]))
+    assert (first.check["earlier_facts"], first.check["earlier_efficacy"]) == (0, None)
+    second = repo.commit(edit(ROWS[3]))
+    assert (second.check["earlier_facts"], second.check["earlier_efficacy_before"]) == (1, 1.0)
+    again = repo.commit(edit({**ROWS[3], "target_new": "stone"}, on_conflict="new"))
+    assert again.check["earlier_facts"] == 1  # the lamp; what is written anew is no earlier fact
+
+
+def test_the_gate_refuses_what_undoes_earlier_edits():
+    rules = load_files([BUILT_IN])[0]
+
+    def said(**check) -> str:
+        facts = Facts("edit", check={"landed": True, **check})
+        return next(o.outcome for o in judge(rules, facts).rules if o.rule == "earlier-edits")
+
+    assert said(earlier_facts=10, earlier_efficacy=0.7) == "fail"
+    assert said(earlier_facts=10, earlier_efficacy=0.8) == "pass"
+    assert said(earlier_facts=0, earlier_efficacy=None) == "skipped"
