@@ -48,7 +48,7 @@ class Kept:
         try:
             with self._path(name).open("rb") as file:
                 header, body = json.loads(file.readline()), torch.empty(_left(file), dtype=torch.uint8)
-                data = memoryview(body.numpy()) if body.numel() else memoryview(b"")
+                data = body.numpy().data if body.numel() else memoryview(b"")
                 whole = not body.numel() or file.readinto(data) == body.numel()
             if not whole or header["name"] != name or (name not in self._own and _digest(header, data) != header["digest"]):
                 return None
@@ -73,7 +73,7 @@ def _packed(name: str, tensor: Tensor) -> tuple[dict[str, Any], memoryview]:
     import torch
 
     plain = tensor.detach().cpu().contiguous()
-    data = memoryview(plain.reshape(-1).view(torch.uint8).numpy()) if plain.numel() else memoryview(b"")
+    data = plain.reshape(-1).view(torch.uint8).numpy().data if plain.numel() else memoryview(b"")
     header: dict[str, Any] = {"name": name, "dtype": str(plain.dtype).removeprefix("torch."), "shape": list(plain.shape)}
     return header | {"digest": _digest(header, data)}, data
 
