@@ -128,8 +128,9 @@ def facts() -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
 
 
 def questions(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Every fact in one of its held-out wordings."""
-    return [{"id": str(row["id"]), "prompt": row["paraphrases"][row["id"] % 6], "answer": row["object"]} for row in rows]
+    """Every fact in one of its held-out wordings; a person's facts in different ones."""
+    wordings = {row["id"]: (row["id"] + row["id"] // 6) % 6 for row in rows}
+    return [{"id": str(row["id"]), "prompt": row["paraphrases"][wordings[row["id"]]], "answer": row["object"]} for row in rows]
 
 
 def halves(rows: list[dict[str, Any]], seed: int) -> tuple[list[dict[str, Any]], set[str]]:
@@ -148,7 +149,7 @@ def oz(world: World, arms: Iterable[str], **how: Any) -> dict[str, Any]:
     path, suite, marks = world.file("anchors.jsonl", anchors), world.suite("facts", questions(rows)), Marks(1, 2)
     old, found, plain = asked(view, suite), {}, None
     for name in arms:
-        after, said = arm(world, name, view, str(OZ / "oz-train.txt"), path, view, plain, **{"steps": 150, **how})
+        after, said = arm(world, name, view, str(OZ / "oz-train.txt"), path, view, plain, **{"steps": 150, "lr": 1e-3, **how})
         plain = after if name == "untreated" else plain
         new = asked(after, suite)
         found[name] = {
@@ -253,21 +254,17 @@ TABLES: dict[str, Callable[..., dict[str, Any]]] = {"oz": oz, "changed": changed
 def summary(by_seed: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """Means over seeds, and ratios to the untreated run of the same seed."""
     found: dict[str, dict[str, float]] = {}
-    for name in by_seed[0]:
+    for name in dict.fromkeys(name for seed in by_seed for name in seed):
         runs = [seed[name] for seed in by_seed if name in seed]
         found[name] = {key: round(statistics.fmean(run[key] for run in runs), 5) for key in runs[0]}
-        if "untreated" not in by_seed[0]:
-            continue
+        pairs = [(seed[name], seed["untreated"]) for seed in by_seed if name in seed and "untreated" in seed]
         for key in ("nfr", "outside"):
-            ratios = [seed[name][key] / seed["untreated"][key] for seed in by_seed if key in seed[name] and seed["untreated"].get(key)]
+            ratios = [own[key] / plain[key] for own, plain in pairs if key in own and plain.get(key)]
             if ratios:
-                found[name][f"{key}_ratio"] = round(statistics.fmean(ratios), 4)
-                found[name][f"{key}_ratio_worst"] = round(max(ratios), 4)
-        if "loss" in runs[0]:
-            found[name]["loss_ratio"] = round(statistics.fmean(s[name]["loss"] / s["untreated"]["loss"] for s in by_seed), 4)
-            found[name]["perplexity_ratio"] = round(
-                math.exp(statistics.fmean(s[name]["loss"] - s["untreated"]["loss"] for s in by_seed)), 4
-            )
+                found[name][f"{key}_ratio"], found[name][f"{key}_ratio_worst"] = round(statistics.fmean(ratios), 4), round(max(ratios), 4)
+        if "loss" in runs[0] and pairs:
+            found[name]["loss_ratio"] = round(statistics.fmean(own["loss"] / plain["loss"] for own, plain in pairs), 4)
+            found[name]["perplexity_ratio"] = round(math.exp(statistics.fmean(own["loss"] - plain["loss"] for own, plain in pairs)), 4)
     return found
 
 
@@ -289,10 +286,13 @@ def main() -> None:
     result: dict[str, Any] = json.loads(given.out.read_text()) if given.out.is_file() else {}
     for seed, table in ((seed, table) for seed in given.seeds.split(",") for table in given.tables.split(",")):
         runs = result.setdefault(table, {"runs": {}})["runs"]
-        if seed in runs:  # what was measured stays
+        missing = [name for name in given.arms.split(",") if name not in runs.get(seed, {})]  # what was measured stays
+        if not missing:
             continue
+        if "untreated" not in missing and set(missing) & set(MUSCLE):
+            missing.insert(0, "untreated")
         with tempfile.TemporaryDirectory() as folder:
-            runs[seed] = TABLES[table](World(Path(folder), int(seed)), given.arms.split(","), **json.loads(given.set))
+            runs[seed] = {**runs.get(seed, {}), **TABLES[table](World(Path(folder), int(seed)), missing, **json.loads(given.set))}
         result[table]["mean"] = summary(list(runs.values()))
         given.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps({name: table["mean"] for name, table in result.items()}, indent=1))
