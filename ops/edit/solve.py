@@ -44,7 +44,8 @@ def alphaedit_metric(moment: Tensor, threshold: float) -> Metric:
 
 def _cholesky(moment: Tensor) -> tuple[Tensor, float]:
     mean = (moment.trace() / len(moment)).item()
-    floor = torch.finfo(moment.dtype).eps * len(moment) * mean
+    # Keys are computed in float32: below the square of its rounding (a few units) a direction holds nothing but noise.
+    floor = (10 * torch.finfo(torch.float32).eps) ** 2 * len(moment) * mean
     factor, fault = torch.linalg.cholesky_ex(moment)
     # A factor exists by luck of rounding too: what it divides by must stand clear of the noise.
     if not int(fault) and bool((factor.diagonal() ** 2 > floor).all()):

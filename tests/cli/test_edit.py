@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
+from mlc.ops.data.facts import Fact
+from mlc.ops.edit.measure import bench_of, rivals
+from mlc.ops.evaluate.coder import Coder
+from mlc.ops.models import load_model, load_tokenizer
 from mlc.policies.runs import Runs
 from mlc.registry.repository import Repository
 from mlc.tests.cli.running import ok, run_cli
 from mlc.tests.factories import WORDS, tiny_model
+from mlc.tests.ops.fakes import MemoryView
 
 FAST = (
     "--layers", "0", "--steps", "30", "--prefixes", "0", "--clamp", "3", "--lr", "0.3", "--kl", "0", "--weight-decay", "0",
@@ -85,8 +91,9 @@ def test_people_see_rates_costs_and_how_to_take_one_back_and_it_can_be(here):
 
 
 REFUSED = {
-    "no slot": ({**LAMP, "prompt": "the red one"}, 2, "line 2"),
-    "several slots": ({**LAMP, "prompt": "{} and {}"}, 2, "line 2"),
+    "no slot": ({**LAMP, "prompt": "the red one"}, 2, "line 2: the prompt holds no {}"),
+    "the subject itself": ({**LAMP, "prompt": "the red amber lamp"}, 2, "line 2: the prompt holds no {}"),
+    "several slots": ({**LAMP, "prompt": "{} and {}"}, 2, "line 2: the prompt holds 2 {}"),
     "no subject": ({k: v for k, v in LAMP.items() if k != "subject"}, 2, "line 2"),
     "empty target": ({**LAMP, "target_new": ""}, 2, "line 2"),
     "present answer": ({**LAMP, "target_true": "river"}, 2, "line 2"),
@@ -104,6 +111,60 @@ def test_a_bad_fact_file_is_refused_with_its_line_and_nothing_is_recorded(here, 
     assert (answer.code, answer.out) == (code, "")
     assert words in answer.error["message"]
     assert untouched(here, tip)
+
+
+def test_what_the_model_answers_already_is_refused_with_its_line(here, awake):
+    tip = ok("refs")["branches"]["main"]
+    view = MemoryView.of(awake)
+    bench = bench_of(load_model(view, dtype=torch.float32), Coder(load_tokenizer(view)), "ask")
+    (said,) = rivals([Fact("a", 1, LAMP["subject"], LAMP["prompt"], "river")], bench)
+    write("facts.jsonl", TWO, {**LAMP, "target_new": said})
+    answer = run_cli("edit", "--facts", "facts.jsonl", *FAST, "--json")
+    assert (answer.code, answer.error["kind"]) == (2, "BadInputFile"), answer
+    assert "facts.jsonl, line 2: the model already answers so" in answer.error["message"]
+    assert untouched(here, tip)
+
+
+def test_second_moments_that_another_model_left_under_this_ones_key_are_refused_by_digest(here, awake, tmp_path):
+    ok("edit", "--facts", "facts.jsonl", *FAST, "--branch", "first")
+    tip = ok("refs")["branches"]["main"]
+    kept = Repository.open(here).path / "runs" / "artifacts"
+    (ours,) = (record for record in ok("show", "first")["commit"]["artifacts"] if record["kind"] == "covariance")
+    other = tiny_model(tmp_path / "other", initializer_range=0.2)
+    start = ok("import", other, "--branch", "other")["commit"]["id"]
+    ok("edit", start, "--facts", "facts.jsonl", *FAST, "--branch", "other", "--over-capacity")
+    (theirs,) = (record for record in ok("show", "other")["commit"]["artifacts"] if record["kind"] == "covariance")
+    pointers = {json.loads(p.read_text())["digest"]: p for p in kept.glob("*.json")}
+    pointers[ours["digest"]].write_bytes(pointers[theirs["digest"]].read_bytes())
+    before = ok("refs")["branches"]
+    answer = run_cli("edit", "--facts", "facts.jsonl", *FAST, "--json")
+    assert (answer.code, answer.error["kind"]) == (6, "Incompatible"), answer
+    assert "the second moments belong to" in answer.error["message"]
+    assert ok("refs")["branches"] == before
+    assert before["main"] == tip
+
+
+def test_text_that_does_not_span_the_keys_gets_a_ridge_and_it_is_said(here):
+    Path("short.txt").write_text("the " * 80)
+    answer = run_cli("edit", "--facts", "facts.jsonl", *FAST, "--covariance", "short.txt", "--json")
+    assert answer.code in (0, 10), answer
+    assert "a ridge was added" in answer.err + answer.out
+
+
+@pytest.mark.parametrize("where", ["model.layers.0.mlp.up_proj.weight", "model.layers.1.mlp.down_proj.weight", "model.embed_tokens.weight"])
+def test_a_model_that_does_not_compute_is_refused_before_anything_is_sampled_or_solved(here, awake, tmp_path, where):
+    from safetensors.torch import load_file, save_file
+
+    broken = tmp_path / "broken"
+    shutil.copytree(awake, broken)
+    tensors = load_file(broken / "model.safetensors")
+    tensors[where][:, 0] = float("nan")
+    save_file(tensors, broken / "model.safetensors", {"format": "pt"})
+    start = ok("import", broken, "--branch", "broken")["commit"]["id"]
+    answer = run_cli("edit", start, "--facts", "facts.jsonl", "--over-capacity", "--branch", "broken", "--json")
+    assert (answer.code, answer.error["kind"]) == (10, "CheckFailed")
+    assert "not finite" in answer.error["message"]
+    assert ok("refs")["branches"]["broken"] == start
 
 
 @pytest.mark.parametrize(
