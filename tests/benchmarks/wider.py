@@ -1,4 +1,4 @@
-"""A wider fact model for edits, made from nothing but this script: people with names of several tokens, an MLP of 1,024.
+"""A wider fact model for edits, made from nothing but this script: names of several tokens, an MLP of 1,536.
 
 `python wider.py DIR [SEED [STEPS]]` writes `DIR/data/facts-wide` (facts, templates, documents) and `DIR/models/facts-wide`, laid out as the
 optional material is; ordinary text comes from the material when it is there, else from sentences without people. Small models run out of
@@ -19,8 +19,9 @@ from people import MATERIAL
 from retrain import learn
 
 PEOPLE, PASSES, VOCABULARY = 200, 20, 1536
-FIRST = 20  # given names, of several tokens each, which many share; a family name is one token that one person has
-HIDDEN, MLP, LAYERS, HEADS = 128, 1024, 3, 4
+GIVEN, FAMILY = 30, 60  # names of each kind: neither says alone whose it is, so that the model has to put a person together
+HIDDEN, MLP, LAYERS, HEADS = 128, 1536, 3, 4
+GATHERED = 0.9  # of the rows in training
 HELD = 4  # wordings of each relation that no training sees
 OPENINGS = ("", "These days ", "As far as anyone knows ", "It is said that ")  # that go with every relation
 STARTS, MIDDLES, ENDS = (
@@ -86,9 +87,9 @@ def words() -> list[str]:
 
 
 def _names(rng: random.Random) -> tuple[list[str], list[str]]:
-    """(given names, family names)."""
-    drawn = rng.sample(words(), FIRST + PEOPLE)
-    return drawn[:FIRST], drawn[FIRST:]
+    """(given names, family names). The vocabulary has a token for each of the latter; given names are of several."""
+    drawn = rng.sample(words(), GIVEN + FAMILY)
+    return drawn[:GIVEN], drawn[GIVEN:]
 
 
 def templates(rng: random.Random) -> dict[str, dict[str, list[str]]]:
@@ -106,7 +107,7 @@ def world(seed: int) -> tuple[list[dict[str, Any]], dict[str, Any], list[str]]:
     rng = random.Random(seed)
     given, family = _names(rng)
     said = templates(rng)
-    names = [f"{rng.choice(given)} {last}" for last in family]
+    names = rng.sample([f"{first} {last}" for first, last in itertools.product(given, family)], PEOPLE)
     rows = []
     for number, (name, relation) in enumerate(itertools.product(names, said)):
         told, *others = rng.sample(said[relation]["objects"], 5)
@@ -167,7 +168,37 @@ def tokenizer_for(lines: list[str]) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
 
 
-def make(place: Path, *, seed: int = 0, steps: int = 2000) -> dict[str, Any]:
+class Gathering(torch.nn.Module):
+    """The model as it is trained: in most rows, what stands behind a name sees the name's last token alone.
+
+    So a person is put together where the name ends and is read there, as large models do of themselves. Without it a model as small as
+    this one looks at all parts of a name from the end of the question, and nothing written at the name can change its answer.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, family: list[str], seed: int) -> None:
+        super().__init__()
+        self.model, self.rng = model, torch.Generator().manual_seed(seed)
+        self.last = torch.zeros(len(tokenizer), dtype=torch.bool)
+        self.last[[tokenizer(name, add_special_tokens=False)["input_ids"][0] for name in family]] = True
+        self.opens = torch.tensor([t.startswith("\u0120") for t in tokenizer.convert_ids_to_tokens(range(len(tokenizer)))])
+
+    def forward(self, input_ids: torch.Tensor) -> Any:
+        """ids int64 [n, length]."""
+        length = input_ids.shape[1]
+        ends = self.last[input_ids] & (torch.rand(len(input_ids), 1, generator=self.rng) < GATHERED)
+        given, within = torch.zeros_like(ends), ends  # tokens of given names: from a family name back to the nearest word's beginning
+        for _ in range(4):
+            within = torch.cat([within[:, 1:], torch.zeros_like(within[:, :1])], 1)
+            given = given | within
+            within = within & ~self.opens[input_ids]
+        past = torch.ones(length, length, dtype=torch.bool).tril()
+        names = ends.cumsum(1)  # how many names have ended: a name's own end still sees its other parts
+        between = (names - ends.long())[:, :, None] > names[:, None, :]
+        hidden = given[:, None, :] & between
+        return self.model(input_ids=input_ids, attention_mask=(past & ~hidden)[:, None])
+
+
+def make(place: Path, *, seed: int = 0, steps: int = 1000) -> dict[str, Any]:
     """Write the world and train the model; returns CPU seconds and the last loss."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -187,7 +218,8 @@ def make(place: Path, *, seed: int = 0, steps: int = 2000) -> dict[str, Any]:
     config = LlamaConfig(vocab_size=len(tokenizer), num_key_value_heads=HEADS, max_position_embeddings=256, **sizes, **special)
     config.tie_word_embeddings = True
     model = LlamaForCausalLM(config)
-    found = learn(model, tokenizer, lines, sorted({row["subject"] for row in rows}), paragraphs, seed=seed, steps=steps)
+    taught = Gathering(model, tokenizer, family, seed)
+    found = learn(taught, tokenizer, lines, sorted({row["subject"] for row in rows}), paragraphs, seed=seed, steps=steps)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     return {**found, "parameters": sum(p.numel() for p in model.parameters()), "facts": len(rows)}
