@@ -22,7 +22,7 @@ from ..engine.local import threads
 from ..evaluate.coder import Coder
 from ..models import load_tokenizer
 from . import capacity, derivation, keep, solve
-from .conflicts import spared
+from .conflicts import alike, spared
 from .contexts import Contexts, contexts_of
 from .covariance import Moment, moments, ordinary_rows
 from .layers import auto_layers
@@ -169,6 +169,8 @@ def _write_all(op: Edit, ready: Prepared, run: Run) -> tuple[dict[int, Written],
         earlier[layer] = _earlier(op, ready, layer, metrics[layer], seen.keys, memory, run)
         if layer != ready.beyond:
             found = _room(op, ready, metrics[layer], seen, earlier[layer])
+            if found.used > 1 and op.span is not None and not op.over_capacity:
+                _refuse_confused(seen.keys, metrics[layer], layer)
             capacity.check_room(found, len(ready.groups), layer, op.over_capacity)
     targets = _targets(ready, run, key)
     before = [part.before for part in parts_of(model, ready.layers[-1], ready.groups, ready.settings.kl)]
@@ -185,6 +187,17 @@ def _write_all(op: Edit, ready: Prepared, run: Run) -> tuple[dict[int, Written],
         changes.append(derivation.change(view, name, data, left, right))
     _keep(op, ready, run, key, written, targets, memory)
     return written, changes
+
+
+def _refuse_confused(keys: Tensor, metric: solve.Metric, layer: int) -> None:
+    """Raise CheckFailed for a block whose keys do not tell most of the subjects apart: no number of facts is few enough there."""
+    others = [torch.cat([keys[:, :i], keys[:, i + 1 :]], 1) for i in range(keys.shape[1])]
+    confused = sum(bool(alike(keys[:, i : i + 1], rest, metric.spread)) for i, rest in enumerate(others))
+    if 2 * confused > keys.shape[1]:
+        raise CheckFailed(
+            f"layer {layer} does not carry these facts: it hardly tells {confused} of {keys.shape[1]} subjects from another one",
+            hint="--layers auto finds where this model keeps its facts",
+        )
 
 
 def _earlier(op: Edit, ready: Prepared, layer: int, metric: solve.Metric, keys: Tensor, memory: bytes | None, run: Run) -> Tensor | None:
