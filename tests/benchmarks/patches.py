@@ -5,7 +5,8 @@ between robust and clean model that the patched one wins back, over all corrupti
 
 Clean models are trained to convergence; robust ones keep the clean statistics of batch normalisation. Where those moved (training mode on
 half corrupted images), the sum of two patches had statistics that no model was trained with: 6 of 15 pairs instead of 14, and 0.9 points
-lost on clean images instead of 0.6 (seed 100). Rates, epochs and strengths were chosen on seeds 100 to 102.
+lost on clean images instead of 0.6 (seed 100; the clean models had 15 and 40 epochs, so that the two causes were not told apart). Rates,
+epochs and strengths were chosen on seeds 100 to 102.
 """
 
 from __future__ import annotations
