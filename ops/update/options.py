@@ -16,8 +16,9 @@ SELF, SAMPLE = "self", "sample"  # text sampled from the parent: matched as dist
 PROTECTIONS = ("spu", "ewc", "hle", "l2sp")
 AVERAGES = ("none", "dynamic", "paper")
 BEGINNINGS = ("weights", "stable")
-# Weights of the pulls where none is given. Importances have mean 1 over all elements, so that these hold for any model.
-WEIGHTS = {"ewc": 1.0, "hle": 1.0, "l2sp": 0.1}
+# Weights of the pulls where none is given. Importances have mean 1 over all elements, so that these hold for any model. EWC's was chosen
+# on the 260 k model, 150 steps, one seed: loss on new text / rise on old text 2.768 / 0.302 without, 0.3: 2.905 / 0.027, 1: 3.067 / -0.023.
+WEIGHTS = {"ewc": 0.3, "hle": 1.0, "l2sp": 0.1}
 
 
 @dataclass(frozen=True, slots=True)
