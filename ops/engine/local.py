@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ...registry.errors import StalePlan
 from ..base import Diverged
 from .base import Attached, Feed, Masks, Objective, Outcome, State, TrainSettings, Watch
+from .saving import Saver
 from .schedule import learning_rate, stable_steps
 
 if TYPE_CHECKING:
@@ -107,8 +108,15 @@ class _Loop:
         self.read = start.meta["batches"] if start is not None and start.meta["rows"] == self.digest else 0
         self.stable_at = stable_steps(s) if s.keep_stable else None
         self.stable: State | None = None
+        self.saver = Saver(run.save_state)
 
     def run_all(self) -> Outcome:
+        try:
+            return self._run_all()
+        finally:
+            self.saver.join()
+
+    def _run_all(self) -> Outcome:
         start = self._restore()
         self.module.train(self.s.dropout)
         began, per_step, done = time.perf_counter(), self.s.grad_accum * self.rows.batch_tokens, start
@@ -189,7 +197,7 @@ class _Loop:
         if self.stable is not None:
             tensors |= {f"{STABLE}{name}": tensor for name, tensor in self.stable.tensors.items()}
             meta["stable"] = [self.stable.step, self.stable.meta]
-        self.run.save_state(step, tensors, meta)
+        self.saver.save(step, tensors, meta)
 
     def _slowed(self, step: int) -> list[list[float]]:
         """What has had a part in the rates of the first `step` steps."""
