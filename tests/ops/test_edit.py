@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ from mlc.ops.edit import checking, keep
 from mlc.ops.edit.covariance import unpack_moment
 from mlc.ops.edit.edit import Edit, parse_layers
 from mlc.ops.edit.layers import candidates
-from mlc.ops.edit.measure import asked_of, bench_of, harmonic, retained, unchanged
+from mlc.ops.edit.measure import Asked, asked_of, bench_of, figures, harmonic, preferences, retained, unchanged
 from mlc.ops.edit.unedit import Kept, unwrite
+from mlc.ops.evaluate.bench import Likelihood
 from mlc.ops.evaluate.coder import Coder
 from mlc.ops.models import load_model, load_tokenizer
 from mlc.registry.delta.derived import derive
@@ -306,7 +308,48 @@ class TestLayers:
         assert any(k[0] == "causal-trace" for k in run.artifacts)
 
 
+class Told:
+    """A bench that knows the mean log-likelihood per token of every (prompt, answer), and which answers are greedy ones."""
+
+    def __init__(self, means: dict[tuple[str, str], float], greedy: set[tuple[str, str]]):
+        self.means, self.right, self.text = means, greedy, self
+        self.prefix, self.start = [], [0]
+
+    def split(self, pairs):
+        return [([p], [(p, a)] * len(a.split())) for p, a in pairs]  # a token per word
+
+    def encode(self, prompts):
+        return [[p] for p in prompts]
+
+    def likelihoods(self, rows):
+        return [Likelihood(self.means[row.continuation[0]] * len(row.continuation), [], row.continuation[0] in self.right) for row in rows]
+
+    def next_tokens(self, contexts):
+        return [hash(str(c)) for c in contexts]
+
+
 class TestFigures:
+    def test_every_rate_is_a_mean_over_a_facts_prompts_then_over_facts_of_likelihoods_per_token(self):
+        a = Fact("a", 1, "Ada", "{} is", "new", "old old", ("A1", "A2"), (("N1", "old old"), ("N2", "old old")))
+        b = Fact("b", 2, "Bo", "{} is", "fresh", "stale", ("B1",), (("M1", "stale"),))
+        means = {
+            ("Ada is", "new"): -2.0, ("Ada is", "old old"): -1.5,  # a sum would prefer the new answer: -2 > -3
+            ("Bo is", "fresh"): -0.1, ("Bo is", "stale"): -3.0,
+            ("A1", "new"): -1.0, ("A1", "old old"): -2.0, ("A2", "new"): -5.0, ("A2", "old old"): -1.0,
+            ("B1", "fresh"): -1.0, ("B1", "stale"): -2.0,
+            ("N1", "old old"): -1.0, ("N1", "new"): -2.0, ("N2", "old old"): -4.0, ("N2", "new"): -2.0,
+            ("M1", "stale"): -1.0, ("M1", "fresh"): -1.0,  # equal is not preferred
+        }  # fmt: skip
+        bench = Told(means, {("Bo is", "fresh"), ("A1", "new"), ("N1", "old old")})
+        found = figures(Asked((a, b), ("old old", "stale"), (("Ada?",), ("Bo?", "Bo!"))), bench)
+        assert (found.efficacy, found.exact_match, found.landed) == (0.5, 0.5, (False, True))
+        assert (found.paraphrase, found.paraphrase_exact) == (pytest.approx((0.5 + 1) / 2), pytest.approx((0.5 + 0) / 2))
+        assert found.neighbourhood == pytest.approx((0.5 + 0) / 2)
+        assert found.score == pytest.approx(3 / (1 / 0.5 + 1 / 0.75 + 1 / 0.25))
+        assert found.right_neighbours == (True, False, False)
+        assert len(found.kept_answers) == 3
+        assert preferences([(b, "stale")], bench) == [pytest.approx(1 / (1 + math.exp(-3.0 + 0.1)))]
+
     def test_the_score_is_the_harmonic_mean(self):
         assert harmonic([1.0, 0.5, 0.25]) == pytest.approx(3 / 7)
         assert harmonic([1.0, 0.0]) == 0.0
