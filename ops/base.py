@@ -166,6 +166,10 @@ class History(Protocol):
         """(commit id, artifact) of every version behind that keeps one of this kind, nearest first."""
         ...
 
+    def recorded(self, name: str) -> Iterator[tuple[str, dict[str, Json]]]:
+        """(commit id, check) of everything that this operation made in the whole registry, oldest first: also beside, also refused."""
+        ...
+
     def lost(self, commit: str) -> frozenset[str]:
         """Ids of the facts of an edit that were taken back since."""
         ...

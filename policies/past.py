@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ..registry.ids import CommitId
-from ..registry.records import Commit
+from ..registry.records import Commit, Json
 
 if TYPE_CHECKING:
     from ..registry.repository import Repository
@@ -35,6 +35,12 @@ class Past:
             for record in commit.artifacts:
                 if record.kind == kind and self.repo.objects.has(record.digest):
                     yield commit_id, self.repo.blob(record.digest)
+
+    def recorded(self, name: str) -> Iterator[tuple[str, dict[str, Json]]]:
+        """(commit id, check) of every commit that the operation `name` made, oldest first."""
+        from .traces import commits
+
+        yield from ((commit_id, commit.check) for commit_id, commit in commits(self.repo) if commit.op.name == name)
 
     def lost(self, commit: str) -> frozenset[str]:
         """Ids of the facts of an edit that were taken back since."""

@@ -37,6 +37,7 @@ VERBS: dict[str, Entry] = {
     "compat": Entry(HISTORY, "compat", "Say whether a version's vectors may be searched in an older version's gallery."),
     "drift": Entry(HISTORY, "drift", "Show how answers moved from version to version."),
     "impact": Entry(HISTORY, "impact", "Find every version that still carries a data set."),
+    "provenance": Entry(HISTORY, "provenance", "Test whether a version descends from a recorded training run."),
     "refs": Entry(HISTORY, "refs", "List branches, tags and aliases."),
     "branch": Entry(HISTORY, "branch", "List, start, move or remove branches."),
     "tag": Entry(HISTORY, "tag", "List, set or remove tags."),

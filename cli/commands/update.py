@@ -29,13 +29,19 @@ METAVARS = {
     "ema": "KIND",
     "slow": "STEP:FACTOR",
     "begin": "STATE",
+    "mix": "FILE:WEIGHT",
+    "mix_temperature": "T",
+    "mix_policy": "NAME",
+    "mix_graph": "FILE",
+    "reweight": "NAME",
 }
-Options = options_of(OPERATION, METAVARS)
+Options = options_of(OPERATION, METAVARS, without=("mix_from",))
 OPTIONAL_VALUES = RESUMED
 
 EPILOG = """Examples:
   mlc update --data new.txt -m "the new texts"
   mlc update --data new.jsonl --replay old.jsonl:0.5      half of the rows from old text
+  mlc update --data a.txt --mix b.txt:2,c.txt --mix-policy skillit
   mlc update --data new.txt --replay self:0.5             old text sampled from the model itself
   mlc update --data new.txt --protect spu                 few weights move, the rest keep their bits
   mlc update --data new.txt --expand 1                    only a new block is trained

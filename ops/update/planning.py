@@ -14,6 +14,7 @@ from ..data.corpus import read_corpus
 from .growth import fits_ranking, rankable
 from .layout import Layout, expandable, expanded_names, known_blocks, lay_out, layout_for
 from .limits import default_rate, row_length
+from .mixes import graph_of
 
 if TYPE_CHECKING:
     from ...registry.view import ModelView
@@ -33,6 +34,9 @@ def plan(op: Update, view: ModelView) -> Plan:
     for replay in op.replays:
         if replay.path is not None:
             read_corpus(replay.path, role="replay")
+    for domain in op.domains[1:]:
+        read_corpus(domain.path)
+    graph_of(op)
     if op.compat_data:
         records(parse_anchors(op.compat_data).path)
     elements = _count(view, view.names())
@@ -55,6 +59,7 @@ def plan(op: Update, view: ModelView) -> Plan:
             "data_bytes": corpus.record.bytes,
             "lr": op.lr if op.lr is not None else default_rate(elements, "few" if "spu" in op.protections else op.method),
             "replay": {r.label: r.share for r in op.replays},
+            **({"mix": {d.path: d.weight for d in op.domains}} if op.mix else {}),
         },
     )
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from ...registry.errors import BadInputFile
 from ...registry.records import InputRecord
-from ..data import Marks, Mixture, Source, pack, read_corpus
+from ..data import Corpus, Marks, Mixture, Source, pack, read_corpus
 from ..data.duplicates import read_thinned
+from ..data.mixing import Turning
 from ..models import load_core_tokenizer, special_tokens
 from .limits import row_length
+from .mixes import domains, shares
 from .options import Replay
 from .replay import sampled_rows
 
@@ -34,7 +37,10 @@ class Prepared:
     spared: bool  # False: the corpus was too small (or holdout 0), `held` are training rows
     old: dict[str, Tensor]  # label of each replay source -> its held-out rows
     inputs: tuple[InputRecord, ...]
-    tokens: int  # of the corpus
+    tokens: int  # of all corpora that are learned
+    parts: dict[str, Tensor] = field(default_factory=dict)  # digest of each corpus that is learned -> its held-out rows
+    places: tuple[int, ...] = (0,)  # their numbers among the sources
+    corpora: dict[str, str] = field(default_factory=dict)  # name of a source -> digest of the file it was read from
 
 
 def prepare(op: Update, view: ModelView, run: Run) -> Prepared:
@@ -43,10 +49,15 @@ def prepare(op: Update, view: ModelView, run: Run) -> Prepared:
     core = load_core_tokenizer(view)
     special = special_tokens(view, core)
     marks = Marks(*(core.token_to_id(special[k]) if k in special else None for k in ("bos_token", "eos_token")))
-    corpus = read_thinned(op.data, op.dedup)
-    packed = pack(corpus, core, marks, length, holdout=op.holdout, least=op.batch)
-    inputs = [corpus.record]
-    sources = [Source("data", packed.train, 1 - sum(r.share for r in op.replays))]
+    named = domains(op)
+    read = [read_thinned(domain.path, op.dedup) for domain in named]
+    _differ(read)
+    packs = [pack(corpus, core, marks, length, holdout=op.holdout, least=op.batch) for corpus in read]
+    replayed = sum(r.share for r in op.replays)
+    fractions = [share * (1 - replayed) for share in shares(op, [len(part.train) for part in packs])]
+    inputs = [corpus.record for corpus in read]
+    sources = [Source("data", packs[0].train, fractions[0])]
+    corpora = {"data": inputs[0].digest}
     old: dict[str, Tensor] = {}
     for number, replay in enumerate(op.replays):
         if replay.path is None:
@@ -55,17 +66,39 @@ def prepare(op: Update, view: ModelView, run: Run) -> Prepared:
             text = read_corpus(replay.path, role="replay")
             parts = pack(text, core, marks, length, holdout=op.holdout or 0.05)
             inputs.append(text.record)
+            corpora[f"replay{number}"] = text.record.digest
             rows, spare = parts.train, parts.held if len(parts.held) else parts.train
         sources.append(Source(f"replay{number}", rows, replay.share))
         old[replay.label if replay.path is None else inputs[-1].name] = evenly(spare)
-    held = packed.held if len(packed.held) else packed.train
-    mixture = Mixture(sources, batch=op.batch, seed=run.seed)
-    return Prepared(mixture, evenly(held), len(packed.held) > 0, old, tuple(inputs), packed.tokens)
+    for number, (part, corpus, share) in enumerate(zip(packs[1:], read[1:], fractions[1:], strict=True)):
+        sources.append(Source(f"mix{number}", part.train, share))  # behind replay, whose numbers stay
+        corpora[f"mix{number}"] = corpus.record.digest
+    held = {c.record.digest: evenly(part.held if len(part.held) else part.train) for part, c in zip(packs, read, strict=True)}
+    made = Turning if op.mix_policy == "skillit" else Mixture
+    return Prepared(
+        made(sources, batch=op.batch, seed=run.seed),
+        held[corpora["data"]],
+        all(len(part.held) > 0 for part in packs),
+        old,
+        tuple(inputs),
+        sum(part.tokens for part in packs),
+        held,
+        (0, *range(1 + len(op.replays), len(sources))),
+        corpora,
+    )
+
+
+def _differ(read: list[Corpus]) -> None:
+    seen: dict[str, str] = {}
+    for record in (corpus.record for corpus in read):
+        if record.digest in seen:
+            raise BadInputFile(f"{record.name} holds the same as {seen[record.digest]}", hint="name every corpus once", path=record.name)
+        seen[record.digest] = record.name
 
 
 def old_rows(rows: Prepared, view: ModelView, run: Run, count: int) -> Tensor:
     """Old text, int64 [n, seq_len]: the rows of the first replay source, else `count` that the model itself sampled."""
-    if len(rows.mixture.sources) > 1:
+    if rows.old:
         return rows.mixture.sources[1].rows
     core = load_core_tokenizer(view)
     special = special_tokens(view, core)

@@ -11,10 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from ...registry.errors import Incompatible
+from ...registry.ids import blob_digest
 from ..base import Change, Check, Diverged, Run
 from ..compat.answers import compared, compatible
 from ..data.corpus import read_corpus
 from ..data.identity import KIND, documents, identities
+from ..data.mixing import Mixture
+from ..data.reweight import row_weights
+from ..data.stream import KIND as STREAM
+from ..data.stream import read_stream, write_stream
 from ..engine import Attached, Feed, LocalEngine, Objective, Outcome, State, TrainSettings
 from ..engine.local import language_loss, mean_loss, placed, threads
 from ..models import load_model, read_config
@@ -28,6 +33,7 @@ from .precision import choose_precision
 from .protect import Anchored, protection
 from .riders import Ema, riders
 from .rows import Prepared, prepare
+from .skillit import Mixer, mixers
 from .stable import begun, kept
 
 if TYPE_CHECKING:
@@ -68,9 +74,11 @@ def apply(op: Update, view: ModelView, run: Run) -> Iterator[Change]:
     guard = protection(op, view, run, rows, method.module, settings.lr)
     if guard.pulls:
         objective = Anchored(objective, method.module, guard.pulls)
-    along = riders(op, method.module, run.seed)
-    outcome = _trained(method.module, mixture, settings, run, objective=objective, masks=guard.masks, attached=along, start=start)
+    along, turning = riders(op, method.module, run.seed), mixers(op, rows)
+    attached = (*along, *turning)
+    outcome = _trained(method.module, mixture, settings, run, objective=objective, masks=guard.masks, attached=attached, start=start)
     run.record("training", _facts(op, settings, rows, outcome, method.module))
+    _leave_stream(op, rows, mixture, outcome, start, turning, run)
     if controls := _controls(guard.facts, along):
         run.record("controls", controls)
     yield from kept(method.changes(), outcome.stable, view, run)
@@ -90,10 +98,21 @@ def _trained(module: nn.Module, feed: Feed, settings: TrainSettings, run: Run, *
 
 def _leave_documents(op: Update, run: Run) -> None:
     """Keep which documents were trained on, as keyed digests: `mlc impact` finds this commit by any one of them."""
-    for path in (op.data, *(replay.path for replay in op.replays)):
+    for path in (*(domain.path for domain in op.domains), *(replay.path for replay in op.replays)):
         if path is not None:
             corpus = read_corpus(path)
             run.artifact(KIND, corpus.record.digest, partial(documents, identities(corpus), partial(run.pseudonym, scope="registry")))
+
+
+def _leave_stream(
+    op: Update, rows: Prepared, mixture: Mixture, outcome: Outcome, start: State | None, turning: Sequence[Mixer], run: Run
+) -> None:
+    """Keep what was read, row by row, and say what the mixture came to."""
+    first = start.meta["batches"] if start is not None and start.meta["rows"] == mixture.digest() else 0
+    data = write_stream(mixture, outcome.steps, first=first, grad_accum=op.grad_accum, corpora=rows.corpora)
+    run.artifact(STREAM, blob_digest(data), lambda: data)
+    facts: dict[str, Any] = {"digest": blob_digest(data), "windows": list(read_stream(data).windows)}
+    run.record("stream", {**facts, "policy": op.mix_policy, **({"skillit": turning[0].facts()} if turning else {})})
 
 
 def _method(op: Update, view: ModelView, run: Run, rows: Prepared) -> Method:
@@ -105,9 +124,10 @@ def _method(op: Update, view: ModelView, run: Run, rows: Prepared) -> Method:
 def _objective(op: Update, view: ModelView, run: Run, rows: Prepared) -> Objective:
     """The loss on a batch without the pulls on the weights, which wrap it; `objective.py` says what lies over what."""
     own = next((n for n, r in enumerate(op.replays, start=1) if r.distilled), None)
+    weigh = partial(row_weights, strategy=op.reweight, r=op.reweight_r) if op.reweight != "none" else None
     if own is None:
-        return language_loss
-    return UpdateLoss(taught=SelfTaught(placed(load_model(view, dtype=torch.float32)), own))
+        return language_loss if weigh is None else UpdateLoss(weigh=weigh)
+    return UpdateLoss(taught=SelfTaught(placed(load_model(view, dtype=torch.float32)), own), weigh=weigh)
 
 
 def _controls(protected: dict[str, Any], along: Sequence[Attached]) -> dict[str, Any]:
@@ -176,19 +196,42 @@ def check(op: Update, before: ModelView, after: ModelView, run: Run) -> Check:
     }
     if rows.old:
         values["replay"] = {k: {"loss_before": was[f"old {k}"], "loss_after": now[f"old {k}"]} for k in rows.old}
+    if op.mix:
+        values["domains"] = _domains(op, rows, was, now)
     if op.compat_with is not None:
         values["compat"] = compared(op, before, after, run)
     if op.method in ("expand", "tune"):
         values["expansion"] = check_old_tensors(before, after, growth_of(op, before, run))
-    if was["data"] is not None and now["data"] is not None and now["data"] < was["data"]:
+    if _fell(op, rows, was, now):
         return Check(True, values)
     reason = f"the loss on the {values['measured_on']} did not fall ({_said(was['data'])} before, {_said(now['data'])} after)"
     return Check(False, values, reason, "try a smaller --lr or fewer --steps; `--holdout 0` measures what was trained on")
 
 
+def _domains(op: Update, rows: Prepared, was: dict[str, float | None], now: dict[str, float | None]) -> list[dict[str, Any]]:
+    """Name, digest, share (None where it turned on the way) and held-out losses of every corpus that was learned."""
+    total = sum(rows.mixture.sources[place].share for place in rows.places)
+    found = []
+    for domain, corpus, place in zip(op.domains, rows.parts, rows.places, strict=True):
+        share = rows.mixture.sources[place].share / total if op.mix_policy != "skillit" else None
+        losses = {"loss_before": was[f"part {corpus}"], "loss_after": now[f"part {corpus}"]}
+        found.append({"name": domain.name, "corpus": corpus, "share": share, **losses})
+    return found
+
+
+def _fell(op: Update, rows: Prepared, was: dict[str, float | None], now: dict[str, float | None]) -> bool:
+    """Whether the held-out loss fell; of several corpora their mean, weighed by their first shares."""
+    names = [f"part {corpus}" for corpus in rows.parts] if op.mix else ["data"]
+    pairs = [(was[name], now[name], rows.mixture.sources[place].share) for name, place in zip(names, rows.places, strict=True)]
+    known = [(before, after, share) for before, after, share in pairs if before is not None and after is not None]
+    return len(known) == len(pairs) and sum((after - before) * share for before, after, share in known) < 0
+
+
 def _losses(view: ModelView, rows: Prepared) -> dict[str, float | None]:
     module = placed(load_model(view, dtype=torch.float32))
     parts: dict[str, Tensor] = {"data": rows.held, **{f"old {k}": v for k, v in rows.old.items()}}
+    if len(rows.parts) > 1:
+        parts |= {f"part {corpus}": held for corpus, held in rows.parts.items()}
     return {name: _number(mean_loss(module, part)) for name, part in parts.items()}
 
 

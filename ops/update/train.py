@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ...registry.errors import BadParameter
-from ..base import Change, Check, Expectations, Operation, Plan, Run, option
+from ..base import Change, Check, Expectations, History, Operation, Plan, Run, option
 from ..compat.options import check_compat
 from .growth import check_growth
+from .mixes import Domain, check_mixing, domains
 from .options import Adapter, Replay, check_controls, parse_adapter, parse_ema, parse_protect, parse_replay, parse_slow
 
 if TYPE_CHECKING:
@@ -51,6 +52,21 @@ class Update(Operation):
     init: str = option("zeros", help="new blocks begin as zeros, copy, random, merge-linear or merge-slerp; only zeros changes nothing")
     rank: str = option("new", help="importance is the angle on new text (new), or minus that on old text (difference)")
     token: str = option("mean", help="importance is measured over all tokens (mean) or at the last one of a row (last)")
+    mix: tuple[str, ...] = option(
+        (), help="FILE:WEIGHT,...: further corpora, and how often each is read; --data has the weight 1 unless it is named as well"
+    )
+    mix_temperature: float | None = option(None, help="weigh by size as well: rows^(1/T), so that 1 is proportional and inf uniform")
+    mix_policy: str = option(
+        "fixed",
+        help="weights stay (fixed), follow the losses on the way (skillit), or are those that served best in recorded updates (learned)",
+    )
+    mix_eta: float = option(0.5, help="skillit: how strongly losses pull")
+    mix_window: int = option(3, help="skillit: how many of the last evaluations count")
+    mix_every: int | None = option(None, help="skillit: steps between two evaluations (default: a sixth of the run)")
+    mix_graph: str | None = option(None, help="skillit: JSON file that says which corpus helps which (default: each itself alone)")
+    mix_from: tuple[str, ...] = option((), help="commits that learned weights come from (filled in)")
+    reweight: str = option("none", help="weigh rows by their loss: linupper (easy ones less), quadratic (the middle) or extremes")
+    reweight_r: float = option(1.0, help="temperature of --reweight: the larger, the more equal")
     dedup: str = option("none", help="duplicates in the data are counted (none) or left out: exact, or near as well")
     replay: tuple[str, ...] = option(
         (),
@@ -101,6 +117,7 @@ class Update(Operation):
         parse_replay(self.replay)
         parse_adapter(self.adapter)
         check_controls(self)
+        check_mixing(self)
         check_compat(self)
 
     # --- what the options mean ---
@@ -109,6 +126,11 @@ class Update(Operation):
     def replays(self) -> tuple[Replay, ...]:
         """The replay sources, parsed."""
         return parse_replay(self.replay)
+
+    @property
+    def domains(self) -> tuple[Domain, ...]:
+        """The corpora that are learned, `data` first."""
+        return domains(self)
 
     @property
     def protections(self) -> tuple[str, ...]:
@@ -153,6 +175,11 @@ class Update(Operation):
         return "adapter" if self.adapter else "model"
 
     # --- the contract ---
+
+    def foresee(self, past: History) -> Update:
+        from .mixes import learned
+
+        return learned(self, past) if self.mix_policy == "learned" and not self.mix_from else self
 
     def plan(self, view: ModelView) -> Plan:
         from .planning import plan
