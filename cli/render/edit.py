@@ -15,6 +15,7 @@ ROWS = {
     "neighbourhood": "neighbours as before",
     "other_subjects": "other subjects' answers kept",
     "same_subject": "other answers of the subjects kept",
+    "earlier_efficacy": "facts of earlier edits that hold",
     "score": "score (harmonic mean)",
 }
 COSTS = {

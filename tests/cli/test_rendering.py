@@ -16,6 +16,7 @@ from mlc.cli.coerce import Coercion
 from mlc.cli.render import progress, text
 from mlc.cli.render.ask import confirm
 from mlc.cli.render.console import make_console, print_table
+from mlc.cli.render.edit import edit_lines
 from mlc.cli.render.log import names_of
 from mlc.cli.render.style import Paint
 from mlc.cli.render.verdict import verdict_lines
@@ -174,3 +175,9 @@ def test_a_container_with_two_cores_gets_two_threads_and_the_user_is_obeyed(tmp_
         free: dict[str, str] = {}
         threads.say(free, quota)
         assert "OMP_NUM_THREADS" not in free
+
+
+def test_an_edit_tells_how_the_facts_of_earlier_ones_fare_where_there_are_any():
+    lines = edit_lines({"efficacy": 1.0, "earlier_efficacy": 0.9, "earlier_efficacy_before": 1.0}, Paint(False))
+    assert lines[-1].split("  ")[1:] == ["facts of earlier edits that hold", " 90.0 %", "(was 100.0 %)"]
+    assert len(edit_lines({"efficacy": 1.0, "earlier_efficacy": None}, Paint(False))) == 1
