@@ -6,7 +6,8 @@ Loss per subject (MEMIT, eq. 16, with ROME's constraint): mean NLL of the answer
 about the subject + weight_decay |d|^2 / |h|^2. A subject with several facts is moved further, hence the root in the clamp; and as the mean
 divides each answer's weight by their number, what is kept must not weigh as much as before.
 
-Most subjects need no longer change than FIRST of the clamp; those whose answers are still far when half of the steps are made get the rest.
+Most subjects need no longer change than FIRST of the clamp; those with one fact whose answer is still far
+when half of the steps are made get the rest. (Where several are asked, it was measured to cost the subject's other answers.)
 
 One vector behind the subject cannot carry several answers that never went together: the blocks that look them up read it at different
 depths. Such a subject may have a second change at the output of the next block (`beyond`), found together with the first.
@@ -29,7 +30,7 @@ RATE = 0.35  # first step's length relative to |h|, by which the default rate is
 DONE = 0.05  # a loss below which a subject needs no further step
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 FIRST = 2 / 3  # share of the clamp that every subject may use
-FAR = 0.5  # a loss above which a subject may use all of it, once half of the steps are made
+FAR = 0.5  # a loss above which a subject of one fact may use all of it, once half of the steps are made
 SEVERAL = 2  # facts about a subject from which on it has a second change
 WASTE = 1.3  # padded size over real size above which rows go through in two parts
 
@@ -210,8 +211,8 @@ class _Search:
         size = hidden.norm(dim=2).clamp_min(1e-12)
         self.square = size.square()
         self.radius = torch.stack([radii(hidden[:, n], groups, s.clamp) for n in range(hidden.shape[1])], 1)
-        several = torch.tensor([second(group) for group in groups], device=hidden.device)
-        self.radius[:, 1:] *= several[:, None]
+        self.several = torch.tensor([second(group) for group in groups], device=hidden.device)
+        self.radius[:, 1:] *= self.several[:, None]
         self.room = torch.full_like(size, FIRST)
         self.change = torch.zeros_like(hidden)
         # Each block's rate follows its own hidden state, relative to the subject's: a subject's numbers are its own.
@@ -236,7 +237,7 @@ class _Search:
                 live = still
                 parts = [p for p in (part.of(live) for part in self.parts) if p is not None]
             if step == self.s.steps // 2:
-                self.room[torch.tensor(losses, device=live.device) > FAR] = 1.0
+                self.room[(torch.tensor(losses, device=live.device) > FAR) & ~self.several] = 1.0
             self._step(step, gradient, live)
 
     def _measure(self, parts: list[Part], live: Tensor) -> tuple[list[float], Tensor]:
