@@ -82,6 +82,8 @@ def begin(
     rev: str | None,
     resume: str | None,
     pin: Callable[[dict[str, Any]], dict[str, Any]] = lambda values: values,
+    *,
+    engine: str | None = None,
 ) -> Any:
     """Run an operation on `rev` as the command line and its recipe say, or go on with an unfinished run; returns its Outcome.
 
@@ -90,7 +92,7 @@ def begin(
     from ..policies import lifecycle
     from ..policies.recipe import read_given
 
-    words, common = given(options), how.arguments(session)
+    words, common = given(options), {**how.arguments(session), "engine": engine}
     if resume is None:
         values = {**(read_given(how.recipe, operation.name) if how.recipe else {}), **words}
         return lifecycle.run(session.repo, build(operation, {}, pin(values)), ref=rev, **common)

@@ -89,6 +89,14 @@ def complete_rev(ctx: typer.Context, incomplete: str) -> list[str]:
 REV_HELP = "Branch, tag, @alias, id prefix, HEAD, REV~n."
 Rev = Annotated[str | None, typer.Argument(metavar="[REV]", help=REV_HELP, show_default="HEAD", autocompletion=complete_rev)]
 Resume = Annotated[str | None, typer.Option(metavar="[RUN]", help="Go on with an unfinished run; the latest without a name.")]
+Engine = Annotated[
+    str | None,
+    typer.Option(
+        metavar="local|torchrun:N|ray:N|slurm:N",
+        help="Where training runs: this process, N processes here, N workers of Ray, N tasks of a Slurm job. A resumed run may change it.",
+        show_default="local",
+    ),
+]
 RESUMED = {"--resume": "latest"}  # for a verb's OPTIONAL_VALUES: the option may stand without its value
 NeededRev = Annotated[str, typer.Argument(metavar="REV", help=REV_HELP, autocompletion=complete_rev)]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from ..registry.delta.derived import Derived
     from ..registry.view import ModelView
+    from .engine.base import Engine
 
 
 def option(default: Any = dataclasses.MISSING, *, help: str, flag: str | None = None, **more: Any) -> Any:
@@ -115,6 +116,7 @@ class Run(Protocol):
     seed: int
     threads: int
     scratch: Path  # private directory of this run, kept for resuming
+    engine: Engine | None  # what trains; None for this process
 
     def progress(self, phase: str, done: int, total: int, **values: float) -> None:
         """Report live progress; `values` (loss, lr, tokens_per_second, ...) are shown beside the bar."""
@@ -215,6 +217,10 @@ class Operation(ABC):
     def sits_on(self, view: ModelView) -> ModelView:
         """What an adapter that this operation makes goes on. Default: the version that is changed."""
         return view
+
+    def alone(self) -> str:
+        """Why it cannot be trained by several processes, as a phrase; "" when it can. Default: it trains in one, if at all."""
+        return f"{self.name} runs in one process"
 
     def joins(self) -> tuple[str, ...]:
         """Further versions whose content goes into the result, by commit id: parents of the commit, behind the one that is changed."""

@@ -43,6 +43,7 @@ class Candidate:
     warnings: list[str] = field(default_factory=list)
     forward: bool = False  # a model was run to make it
     means: str | None = None
+    engine: dict[str, Json] = field(default_factory=dict)  # what trained, where that was not this process
 
 
 def settle(court: Court, tx: Transaction, candidate: Candidate) -> Outcome:
@@ -111,7 +112,7 @@ def _record(
         message=request.message,
         seeds=candidate.seeds,
         inputs=tuple(_sorted(candidate.inputs)),
-        environment=environment(forward=candidate.forward),
+        environment={**environment(forward=candidate.forward), **candidate.engine},
         artifacts=tuple(candidate.artifacts),
         metrics=measured.metrics,
         evaluations=measured.evaluations,

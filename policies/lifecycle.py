@@ -23,6 +23,7 @@ from .adapters import merged_first
 from .asking import evaluate_rev, gate_rev
 from .candidate import Candidate, refused, settle
 from .court import Court
+from .engines import chosen, engaged
 from .imports import commit_directory, import_model
 from .naming import remove_name, set_name
 from .outcome import How, Outcome, Request
@@ -68,6 +69,7 @@ def run(
         raise BadParameter("no operation was named", hint="mlc runs lists what can be resumed")
     target = aim(repo, ref, request.branch)
     op = op.foresee(Past(repo, target.start))
+    chosen(request.engine, op)
     plan = op.plan(repo.view(target.start))
     if request.dry_run:
         return rehearsed(repo, op, plan, target, request)
@@ -165,6 +167,8 @@ def _carried_out(court: Court, op: Operation, target: Target, plan: Plan, active
 def _attempt(court: Court, op: Operation, target: Target, plan: Plan, active: ActiveRun) -> Outcome:
     repo = court.repo
     before = repo.view(target.start)
+    choice = chosen(court.request.engine or active.info.engine, op)
+    active.engine = engaged(choice, repo, op, _fields(op), target, active)
     with repo.ingest(active.info.txid, estimate=plan.bytes_touched) as tx:
         if tx.recorded is not None and tx.recorded.body.get("commit"):
             return _told_again(repo, CommitId(tx.recorded.body["commit"]), target, active)
@@ -188,6 +192,7 @@ def _attempt(court: Court, op: Operation, target: Target, plan: Plan, active: Ac
             artifacts=list(active.artifacts),
             warnings=list(active.notes),
             forward=op.needs_forward,
+            engine=choice.facts(),
         )
         outcome = settle(court, tx, candidate)
     return outcome
@@ -221,7 +226,8 @@ def _parents(repo: Repository, op: Operation, target: Target) -> tuple[CommitId,
 
 def _asked(op: Operation, target: Target, request: Request) -> dict[str, Json]:
     where = {"start": target.start, "branch": target.branch, "old": target.old}
-    return {"op": op.name, "params": _fields(op), "seed": request.seed, "author": request.author, "message": request.message, **where}
+    who = {"seed": request.seed, "author": request.author, "message": request.message}
+    return {"op": op.name, "params": _fields(op), "engine": request.engine or "local", **who, **where}
 
 
 def _within(op: Operation, plan: Plan, changes: Iterable[Change]) -> Iterator[Change]:

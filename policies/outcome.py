@@ -30,6 +30,7 @@ class How(TypedDict, total=False):
     dry_run: bool
     config: Settings | None  # None: read mlc.toml
     progress: Progress | None
+    engine: str | None  # where training runs (`engines`); of a resumed run: instead of where it ran
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ class Request:
     seed: int = 0
     dry_run: bool = False
     progress: Progress | None = None
+    engine: str | None = None
 
     @classmethod
     def of(cls, repo: Repository, **how: Unpack[How]) -> Request:
@@ -58,6 +60,7 @@ class Request:
             seed=config.seeds[0] if (seed := how.get("seed")) is None else seed,
             dry_run=how.get("dry_run", False),
             progress=how.get("progress"),
+            engine=how.get("engine"),
         )
 
     def report(self, phase: str, done: int, total: int, **values: float) -> None:

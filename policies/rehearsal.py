@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..ops.base import Plan
+    from ..ops.engine.base import Engine
     from ..registry.repository import Repository
     from ..registry.view import ModelView
 
@@ -52,6 +53,7 @@ class Rehearsal:
     scratch: Path = Path(os.devnull)  # nothing can be put there
     notes: list[str] = field(default_factory=list)
     made: dict[tuple[str, str], bytes] = field(default_factory=dict)
+    engine: Engine | None = None
 
     def progress(self, phase: str, done: int, total: int, **values: float) -> None:
         """Pass live progress on."""

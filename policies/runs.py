@@ -31,6 +31,7 @@ from .past import Past
 if TYPE_CHECKING:
     import torch
 
+    from ..ops.engine.base import Engine
     from ..registry.repository import Repository
     from ..registry.view import ModelView
     from .outcome import Progress
@@ -56,6 +57,7 @@ class RunInfo:
     author: str
     message: str
     started: str
+    engine: str = "local"  # where it was to run; a resumed run may be given another
     step: int | None = None  # of the last saved state
     active: bool = False  # a process is working on it now
 
@@ -164,6 +166,7 @@ class ActiveRun:
     threads: int
     scratch: Path
     listener: Progress | None = None
+    engine: Engine | None = None
     notes: list[str] = field(default_factory=list)
     facts: dict[str, Json] = field(default_factory=dict)
     inputs: list[InputRecord] = field(default_factory=list)
@@ -267,7 +270,7 @@ def _new_id() -> str:
 
 
 def _asked(info: RunInfo) -> dict[str, Json]:
-    names = ("id", "op", "params", "start", "branch", "old", "seed", "author", "message", "started")
+    names = ("id", "op", "params", "start", "branch", "old", "seed", "author", "message", "started", "engine")
     return {name: getattr(info, name) for name in names}
 
 

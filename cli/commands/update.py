@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
-
-import typer
+from typing import Any
 
 from ...ops.catalog import load
 from ..conduct import conduct
 from ..context import Session
 from ..operations import begin, options_of
-from ..options import RESUMED, Mutation, Resume, Rev
+from ..options import RESUMED, Engine, Mutation, Resume, Rev
 
 OPERATION = load("update")
 METAVARS = {
@@ -49,7 +47,9 @@ EPILOG = """Examples:
   mlc update --data new.txt --tune 2 --dry-run            which blocks that would be
   mlc update --data new.txt --adapter lora:8 --branch lora
   mlc update --data new.txt --compat-with main --compat-data questions.jsonl:0.5
-  mlc update --resume                                     go on after a kill"""
+  mlc update --data new.txt --engine torchrun:4           four processes, one commit
+  mlc update --resume                                     go on after a kill
+  mlc update --resume --engine local                      elsewhere, or on another number of workers"""
 
 
 def run(
@@ -58,7 +58,7 @@ def run(
     how: Mutation,
     rev: Rev = None,
     resume: Resume = None,
-    engine: Annotated[Literal["local"], typer.Option(metavar="local", help="Where the work runs.")] = "local",
+    engine: Engine = None,
 ) -> None:
     """Train a version further on new text."""
 
@@ -68,7 +68,7 @@ def run(
 
     conduct(
         session,
-        lambda: begin(session, OPERATION, operation, how, rev, resume, pinned),
+        lambda: begin(session, OPERATION, operation, how, rev, resume, pinned, engine=engine),
         hint=lambda commit: f"mlc diff {commit['parents'][0][:12]} {commit['short']} --flips",
         planned=lambda details: _picture(session, details),
     )

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ...registry.errors import StalePlan
 from ..base import Diverged
 from .base import Attached, Feed, Masks, Objective, Outcome, State, TrainSettings, Watch
+from .resuming import STABLE, check_same, gathered, slowed
 from .saving import Saver
 from .schedule import learning_rate, stable_steps
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from ..data.mixing import Batch
 
 POINTS = 100  # of the loss curve that is kept
-STABLE = "stable."  # before the names of a stable state inside a saved one
 
 
 @contextmanager
@@ -193,15 +192,11 @@ class _Loop:
         tensors = self._tensors(torch.get_rng_state() if rng is None else rng)
         for number, rider in enumerate(self.attached):
             tensors |= {f"attached.{number}.{name}": tensor for name, tensor in rider.state().items()}
-        meta: dict[str, Any] = {"losses": self.losses, "rows": self.digest, "slow": self._slowed(step)}
+        meta: dict[str, Any] = {"losses": self.losses, "rows": self.digest, "slow": slowed(self.s, step)}
         if self.stable is not None:
             tensors |= {f"{STABLE}{name}": tensor for name, tensor in self.stable.tensors.items()}
             meta["stable"] = [self.stable.step, self.stable.meta]
         self.saver.save(step, tensors, meta)
-
-    def _slowed(self, step: int) -> list[list[float]]:
-        """What has had a part in the rates of the first `step` steps."""
-        return [[first, factor] for first, factor in self.s.slow if first <= step]
 
     def _restore(self) -> int:
         state = self.run.load_state()
@@ -209,11 +204,8 @@ class _Loop:
             if self.start is not None:
                 self._put(self.start.tensors)
             return 0
-        step, tensors, meta = state
-        if meta["rows"] != self.digest:
-            raise StalePlan("the data of this run has changed since it was stopped", hint="start it again without --resume")
-        if meta.get("slow", []) != self._slowed(step):
-            raise StalePlan(f"--slow speaks of a step that is over: {step} are done", hint=f"--slow {step + 1}:0.25")
+        check_same(state[2], state[0], self.digest, self.s)
+        step, tensors, meta = gathered(state, self.run)
         if "stable" in meta:
             held = {name.removeprefix(STABLE): t for name, t in tensors.items() if name.startswith(STABLE)}
             self.stable = State(meta["stable"][0], held, meta["stable"][1])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -81,6 +81,8 @@ class Ema:
 
 class Blend:
     """At the end, part of the way only: theta <- start + share (theta - start), in fp32; an element that did not move keeps its bits."""
+
+    at_end: ClassVar[bool] = True  # it has its say once, when everything is trained
 
     def __init__(self, module: nn.Module, share: float) -> None:
         self.amount = share

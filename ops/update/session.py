@@ -87,7 +87,7 @@ def apply(op: Update, view: ModelView, run: Run) -> Iterator[Change]:
 def _trained(module: nn.Module, feed: Feed, settings: TrainSettings, run: Run, **how: Any) -> Outcome:
     """Train; when the numbers break off, say how to go on from the state that was saved."""
     try:
-        return LocalEngine().train(module, feed, settings, run, **how)
+        return (run.engine or LocalEngine()).train(module, feed, settings, run, **how)
     except Diverged as fault:
         if (kept := fault.details.get("saved")) is None:
             raise

@@ -176,6 +176,11 @@ class Update(Operation):
 
     # --- the contract ---
 
+    def alone(self) -> str:
+        from .spread import alone
+
+        return alone(self)
+
     def foresee(self, past: History) -> Update:
         from .mixes import learned
 

@@ -160,6 +160,7 @@ class MemoryRun:
     def __init__(self, *, seed: int = 0, threads: int = 1, scratch: Path | None = None, die_after: int | None = None) -> None:
         self.id, self.seed, self.threads = "test", seed, threads
         self.scratch = scratch or Path("unused")
+        self.engine: Any = None
         self.die_after = die_after
         self.notes: list[str] = []
         self.records: dict[str, Any] = {}

@@ -1,0 +1,65 @@
+"""Workers by Ray Train: on the cluster that RAY_ADDRESS names, else on a private one on this machine that ends with the run.
+
+Ray is talked to from a child process (`python -m mlc.ops.engine.rayed JOB`), so that nothing of it stays in the conductor.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from ...registry.errors import NeedsExtra
+from .child import Child
+from .job import Handle, Job
+
+
+class Ray:
+    """`--engine ray:N`."""
+
+    def start(self, job: Job, path: Path) -> Handle:
+        """The child that speaks with Ray. Raises NeedsExtra."""
+        if find_spec("ray") is None:
+            raise NeedsExtra("--engine ray:N needs Ray, which is not installed", hint='pip install "mlc-registry[ray]"')
+        return Child([sys.executable, "-P", "-m", __name__, str(path)], path.parent / "words")
+
+
+def loop(config: dict[str, Any]) -> None:
+    """What each of Ray's workers calls; the process group is made by then."""
+    import_module(config["entry"]).main(config["job"])
+
+
+def main(path: Path) -> None:
+    """Start Ray's workers on a job and wait for them; raises what they raised."""
+    import ray
+    import torch
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from . import rayed  # by its name: the workers import it, too
+
+    job, cuda = Job.read(path), torch.cuda.is_available()
+    common: dict[str, Any] = {"include_dashboard": False, "log_to_driver": True}
+    with tempfile.TemporaryDirectory(prefix="mlc-ray-") as place:  # short: sockets lie in it
+        try:
+            ray.init(num_cpus=max(os.cpu_count() or 1, job.workers + 1), _temp_dir=place, **common)
+        except ValueError:  # a cluster is there already, and says itself what it has
+            ray.init(**common)
+        try:
+            TorchTrainer(
+                rayed.loop,
+                train_loop_config={"entry": job.entry, "job": str(path)},
+                torch_config=TorchConfig(backend="nccl" if cuda else "gloo"),
+                scaling_config=ScalingConfig(num_workers=job.workers, use_gpu=cuda),
+                run_config=RunConfig(name="ray", storage_path=str(path.parent), failure_config=FailureConfig(max_failures=0)),
+            ).fit()
+        finally:
+            ray.shutdown()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,96 @@
+"""What every worker does around its work: join the others, say who it is, leave its error in words, end when nobody conducts any more."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from ...registry.errors import MlcError
+from .job import Job
+from .sharded import Finished, ShardedEngine
+
+LOOK = 0.5  # seconds between looks at the conductor
+ABANDONED = 70  # exit status of a worker whose conductor is gone
+
+
+@contextmanager
+def joined(path: Path) -> Iterator[tuple[Job, ShardedEngine]]:
+    """The job and the engine of this worker, one of `job.workers` that can speak with each other meanwhile.
+
+    Takes the process group that there is (Ray makes one), else makes it from what the launcher put into the environment.
+    """
+    job, folder = Job.read(path), path.parent
+    threading.Thread(target=_watch, args=(job, folder), name="watch", daemon=True).start()
+    torch.set_num_threads(job.threads)
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    rank = dist.get_rank()
+    if torch.cuda.is_available():
+        torch.cuda.set_device(dist.get_node_local_rank(rank % torch.cuda.device_count()))
+    (folder / f"rank-{rank}.pid").write_text(str(os.getpid()), encoding="utf-8")
+    try:
+        yield job, ShardedEngine(job, folder, _teller(folder) if rank == 0 else _silent)
+    except Finished:
+        dist.destroy_process_group()
+    except MlcError as fault:
+        said = {"kind": fault.kind, "message": fault.message, "hint": fault.hint, "details": _plain(fault.details)}
+        _leave(folder / f"fault-{rank}.json", said)
+        raise
+
+
+def _watch(job: Job, folder: Path) -> None:
+    """End this process when the conductor does, or says that this attempt is over."""
+    while not (folder / "over").exists() and folder.exists() and _conducted(Path(job.lock)):
+        time.sleep(LOOK)
+    os._exit(ABANDONED)
+
+
+def _conducted(lock: Path) -> bool:
+    """Whether somebody holds the lock of the run."""
+    try:
+        fd = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def _teller(folder: Path) -> Any:
+    place = folder / "progress.jsonl"
+
+    def tell(**facts: Any) -> None:
+        with place.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(facts) + "\n")
+
+    return tell
+
+
+def _silent(**facts: Any) -> None:
+    pass
+
+
+def _leave(path: Path, said: dict[str, Any]) -> None:
+    """Written whole or not at all: the launcher may end this process at any moment from now on."""
+    with suppress(OSError):
+        fresh = path.with_suffix(".tmp")
+        fresh.write_text(json.dumps(said), encoding="utf-8")
+        fresh.replace(path)
+
+
+def _plain(details: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in details.items() if isinstance(v, str | int | float | bool | None)}

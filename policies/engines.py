@@ -1,0 +1,97 @@
+"""Which engine a run is carried out by. The choice is no parameter of the operation: it says where the work runs, not what it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from ..registry.errors import BadParameter
+
+if TYPE_CHECKING:
+    from ..ops.base import Operation
+    from ..ops.engine.base import Engine
+    from ..ops.engine.job import Launcher
+    from ..registry.records import Json
+    from ..registry.repository import Repository
+    from .runs import ActiveRun
+    from .targets import Target
+
+Kind = Literal["local", "torchrun", "ray", "slurm"]
+KINDS: tuple[Kind, ...] = ("local", "torchrun", "ray", "slurm")
+ENTRY = "mlc.policies.worker"
+MOST = 4096  # workers
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What `--engine` says."""
+
+    kind: Kind = "local"
+    workers: int = 1
+
+    def __str__(self) -> str:
+        return self.kind if self.kind == "local" else f"{self.kind}:{self.workers}"
+
+    def facts(self) -> dict[str, Json]:
+        """For the environment of a commit; nothing for this process alone."""
+        return {} if self.kind == "local" else {"engine": self.kind, "workers": self.workers}
+
+
+def parse_engine(word: str) -> Choice:
+    """`local`, `torchrun:N`, `ray:N`, `slurm` or `slurm:N`. Raises BadParameter."""
+    hint = "local, torchrun:2, ray:2 or slurm:2"
+    name, colon, count = word.partition(":")
+    kind = next((k for k in KINDS if k == name), None)
+    if kind is None or (kind == "local" and colon) or (kind in ("torchrun", "ray") and not colon):
+        raise BadParameter(f"--engine is local, torchrun:N, ray:N or slurm, not {word!r}", hint=hint)
+    if colon and not (count.isascii() and count.isdigit() and 1 <= int(count) <= MOST):
+        raise BadParameter(f"--engine {kind}:N needs a number of workers from 1 to {MOST}, not {count!r}", hint=hint)
+    return Choice(kind, int(count) if colon else 1)
+
+
+def chosen(word: str | None, op: Operation) -> Choice:
+    """What `--engine` says, `local` when it says nothing. Raises BadParameter when the operation cannot be shared out."""
+    choice = parse_engine(word or "local")
+    if choice.kind != "local" and (reason := op.alone()):
+        raise BadParameter(f"--engine {choice}: {reason}", hint="--engine local")
+    return choice
+
+
+def engaged(choice: Choice, repo: Repository, op: Operation, params: dict[str, Json], target: Target, active: ActiveRun) -> Engine | None:
+    """The engine that trains in other processes; None for this one."""
+    if choice.kind == "local":
+        return None
+    from ..ops.engine.job import Job
+    from ..ops.engine.spread import SpreadEngine
+    from .runs import STATE
+
+    job = Job(
+        entry=ENTRY,
+        op=op.name,
+        params=params,
+        registry=str(repo.path.absolute()),
+        start=target.start,
+        branch=target.branch,
+        run=active.id,
+        seed=active.seed,
+        threads=max(1, active.threads // choice.workers),
+        workers=choice.workers,
+        lock=str((active.place / "lock").absolute()),
+    )
+    active.scratch = active.scratch.absolute()  # workers may stand elsewhere
+    return SpreadEngine(str(choice), launcher(choice), job, (active.place / STATE).absolute())
+
+
+def launcher(choice: Choice) -> Launcher:
+    """What starts the workers."""
+    if choice.kind == "torchrun":
+        from ..ops.engine.torchrun import Torchrun
+
+        return Torchrun()
+    if choice.kind == "ray":
+        from ..ops.engine.rayed import Ray
+
+        return Ray()
+    from ..ops.engine.slurm import Slurm
+
+    return Slurm()
