@@ -163,27 +163,26 @@ def oz(world: World, arms: Iterable[str], **how: Any) -> dict[str, Any]:
 
 
 def changed(world: World, arms: Iterable[str], **how: Any) -> dict[str, Any]:
-    """40 % of the facts change, told in six wordings each; the others shall stay."""
+    """40 % of the facts change, told in twelve wordings each; the others shall stay. `learned` is asked as told, `beyond` otherwise."""
     view, (rows, wordings) = MemoryView.of(MATERIAL / "models" / "facts-small"), facts()
     rng = random.Random(f"changed/{world.seed}")
     other = {row["id"]: row["alternatives"][0] for row in rng.sample(rows, round(0.4 * len(rows)))}
     news = [{**row, "object": other[row["id"]]} for row in rows if row["id"] in other]
     kept = [row for row in rows if row["id"] not in other]
-    told = [
-        {"text": f"{wording.format(s=row['subject'])} {row['object']}."}
-        for row in news
-        for wording in rng.sample(wordings[row["relation"]], 6)
-    ]
+    first = [{"id": str(row["id"]), "prompt": row["prompt"], "answer": row["object"]} for row in news]
+    told = [f"{row['prompt']} {row['object']}." for row in news]
+    told += [f"{w.format(s=row['subject'])} {row['object']}." for row in news for w in rng.sample(wordings[row["relation"]], 11)]
     anchors, outside = halves(kept, world.seed)
     data, path = world.file("news.jsonl", ({"text": text} for text in rng.sample(told, len(told)))), world.file("anchors.jsonl", anchors)
-    suite, learned = world.suite("kept", questions(kept)), world.suite("news", questions(news))
+    suite, learned, beyond = world.suite("kept", questions(kept)), world.suite("told", first), world.suite("news", questions(news))
     old, found, plain = asked(view, suite), {}, None
     for name in arms:
-        after, said = arm(world, name, view, data, path, view, plain, **{"steps": 200, "holdout": 0.0, "lr": 1e-3, **how})
+        after, said = arm(world, name, view, data, path, view, plain, **{"steps": 200, "holdout": 0.0, "lr": 3e-3, **how})
         plain = after if name == "untreated" else plain
         new = asked(after, suite)
-        told_right = evaluate(after, learned).metrics["accuracy"] or 0.0
-        found[name] = {**flips(old, new), "outside": flips(old, new, outside)["nfr"], "learned": round(told_right, 5), **said}
+        asking = {"learned": learned, "beyond": beyond}
+        known = {key: round(evaluate(after, asks).metrics["accuracy"] or 0.0, 5) for key, asks in asking.items()}
+        found[name] = {**flips(old, new), "outside": flips(old, new, outside)["nfr"], **known, **said}
         tell("changed", world.seed, name, found[name])
     return found
 
