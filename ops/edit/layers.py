@@ -32,6 +32,7 @@ TRIAL_STEPS = 16
 CANDIDATES = 6  # blocks tried at most
 SHARE = 0.3  # of the largest effect that makes a block a candidate
 NEAR = 0.05  # probability within which an earlier block is preferred
+WEAK = 0.4  # mean probability in the trial below which facts are hardly to be expected to land
 PER_BLOCKS = 6  # one edited block for so many blocks, five at most
 
 
@@ -48,7 +49,15 @@ def auto_layers(model: Editable, groups: Sequence[Group], prompter: Prompter, se
     """The range of blocks to edit, from an artifact of (model, facts) or measured now."""
     key = blob_digest(f"{model.view.snapshot_id}/{digest}/{run.seed}".encode())
     data = json.loads(run.artifact(KIND, key, lambda: _measured(model, groups, prompter, settings, run)))
-    return Traced(tuple(data["effects"]), {int(k): v for k, v in data["reached"].items()}, (data["layers"][0], data["layers"][1]))
+    traced = Traced(tuple(data["effects"]), {int(k): v for k, v in data["reached"].items()}, (data["layers"][0], data["layers"][1]))
+    if (best := max(traced.reached.values())) < WEAK:
+        # Measured: 0.93 and 0.58 on models that hold facts there; 0.27 and 0.22 on two that look at each of a name's tokens from the
+        # question's end. Of a hundred facts 46 landed in the first of these two.
+        run.note(
+            f"no block holds these facts behind the subject: a vector put there reaches {best:.0%} of the new answers in a short trial, "
+            "so few may land; the model seems to read its subjects' tokens one by one"
+        )
+    return traced
 
 
 def _measured(model: Editable, groups: Sequence[Group], prompter: Prompter, settings: Settings, run: Run) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from mlc.ops.data.facts import Fact
 from mlc.ops.edit import checking, keep
 from mlc.ops.edit.covariance import unpack_moment
 from mlc.ops.edit.edit import Edit, parse_layers
-from mlc.ops.edit.layers import candidates
+from mlc.ops.edit.layers import auto_layers, candidates
 from mlc.ops.edit.measure import Asked, asked_of, bench_of, figures, harmonic, preferences, retained, unchanged
 from mlc.ops.edit.unedit import Kept, unwrite
 from mlc.ops.evaluate.bench import Likelihood
@@ -20,6 +21,7 @@ from mlc.ops.evaluate.coder import Coder
 from mlc.ops.models import load_model, load_tokenizer
 from mlc.registry.delta.derived import derive
 from mlc.registry.errors import BadInputFile, BadParameter, CheckFailed, Incompatible
+from mlc.registry.ids import blob_digest
 from mlc.tests.factories import WORDS, tiny_model
 from mlc.tests.ops.fakes import MemoryRun, MemoryView
 
@@ -289,6 +291,15 @@ class TestLayers:
         assert candidates([0.0, 0.4, 0.5, 0.1]) == [0, 1, 2]
         assert candidates([0.0] * 4) == [0]
         assert len(candidates([1.0] * 40)) <= 7
+
+    @pytest.mark.parametrize(("reached", "notes"), [(0.27, 1), (0.58, 0)])
+    def test_it_is_said_when_no_block_holds_the_facts(self, view, reached, notes):
+        run, model = MemoryRun(), SimpleNamespace(view=view)
+        key = blob_digest(f"{view.snapshot_id}/facts/{run.seed}".encode())
+        run.artifacts["causal-trace", key] = json.dumps({"effects": [0.1], "reached": {"0": reached}, "layers": [0, 0]}).encode()
+        assert auto_layers(model, [], None, None, run, "facts").layers == (0, 0)
+        assert len(run.notes) == notes
+        assert all("no block holds these facts" in note for note in run.notes)
 
     def test_auto_is_cached_and_takes_one_block_of_a_shallow_model_and_the_next_for_subjects_with_several_facts(
         self, view, facts, tmp_path
