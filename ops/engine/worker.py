@@ -32,7 +32,7 @@ def joined(path: Path) -> Iterator[tuple[Job, ShardedEngine]]:
     job, folder = Job.read(path), path.parent
     threading.Thread(target=_watch, args=(job, folder), name="watch", daemon=True).start()
     torch.set_num_threads(job.threads)
-    if not dist.is_initialized():
+    if own := not dist.is_initialized():
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     rank = dist.get_rank()
     if torch.cuda.is_available():
@@ -41,7 +41,8 @@ def joined(path: Path) -> Iterator[tuple[Job, ShardedEngine]]:
     try:
         yield job, ShardedEngine(job, folder, _teller(folder) if rank == 0 else _silent)
     except Finished:
-        dist.destroy_process_group()
+        if own:
+            dist.destroy_process_group()
     except MlcError as fault:
         said = {"kind": fault.kind, "message": fault.message, "hint": fault.hint, "details": _plain(fault.details)}
         _leave(folder / f"fault-{rank}.json", said)
