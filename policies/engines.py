@@ -74,7 +74,7 @@ def engaged(choice: Choice, repo: Repository, op: Operation, params: dict[str, J
         branch=target.branch,
         run=active.id,
         seed=active.seed,
-        threads=max(1, active.threads // choice.workers),
+        threads=active.threads,
         workers=choice.workers,
         lock=str((active.place / "lock").absolute()),
     )

@@ -42,10 +42,15 @@ class Job:
     branch: str
     run: str
     seed: int
-    threads: int  # of each worker
+    threads: int  # of the whole run: part of what kept artifacts are found by
     workers: int
     lock: str  # a file that the conductor holds a lock on while it lives
     state: dict[str, Any] = field(default_factory=dict)  # where to go on from: {"step", "file"} or {"step", "pieces"}; {} for the start
+
+    @property
+    def own_threads(self) -> int:
+        """Of each worker."""
+        return max(1, self.threads // self.workers)
 
     def write(self, folder: Path) -> Path:
         """Put it into its folder; returns the file."""

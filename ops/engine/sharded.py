@@ -60,7 +60,7 @@ class ShardedEngine:
         """Train this worker's share and leave it in the job's folder. The conductor has refused what cannot be shared out."""
         where = device()
         module.to(where)
-        with threads(settings.threads):
+        with threads(self.job.own_threads):
             _Loop(self, module, rows, settings, objective, where, masks or {}, start).run_all()
         raise Finished
 

@@ -37,7 +37,7 @@ class Slurm:
             ) from None
         executor.update_parameters(name=f"mlc-{job.run}", tasks_per_node=job.workers, timeout_min=LONGEST)
         if self.cluster == "slurm":
-            executor.update_parameters(cpus_per_task=job.threads)
+            executor.update_parameters(cpus_per_task=job.own_threads)
         return Submitted(executor.submit(task, job.entry, str(path)))
 
 

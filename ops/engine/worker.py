@@ -31,7 +31,7 @@ def joined(path: Path) -> Iterator[tuple[Job, ShardedEngine]]:
     """
     job, folder = Job.read(path), path.parent
     threading.Thread(target=_watch, args=(job, folder), name="watch", daemon=True).start()
-    torch.set_num_threads(job.threads)
+    torch.set_num_threads(job.own_threads)
     if own := not dist.is_initialized():
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     rank = dist.get_rank()
