@@ -33,7 +33,7 @@ class AlignEmbeddings(Operation):
     data: str = option(help="labelled texts: JSONL with `text` and `label`; texts of one label belong together")
     method: str = option("oca", help="oca, bt2, bct or procrustes (which trains nothing)")
     steps: int = option(200, help="optimizer steps")
-    lr: float = option(3e-4, help="peak learning rate of the encoder")
+    lr: float = option(1e-4, help="peak learning rate")
     batch: int = option(64, help="texts per step")
     extra: int = option(32, help="oca: dimensions beside the old ones; bt2: old dimensions that are kept as they are")
     old_weight: float = option(10.0, help="weight of the loss against the old version's class means")
