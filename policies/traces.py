@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Records = frozenset[int]  # by place in what is sought
 NOTHING: Records = frozenset()
 FORGET_ITEMS = "forget-items"  # the artifact that an unlearning leaves: keyed ids and scores
-UNTRAINED = ("suite", "policy", "commit", "forget", "holdout")  # roles of inputs that no weight was moved towards
+UNTRAINED = ("suite", "policy", "commit", "forget", "holdout", "select")  # roles of inputs that no weight was moved towards
 
 PSEUDONYM = re.compile(r"hmac:[0-9a-f]{12}:[0-9a-f]{64}")
 _DIGEST = re.compile(r"(?:blake3:)?([0-9a-f]{8,64})")

@@ -101,9 +101,7 @@ def _render(session: Session, document: dict[str, Any]) -> None:
         f"{b} {word} the run of {a}: rho {document['rho']:+.4f}, p {document['p']:.2g} (by permutation {document['p_permutation']:.2g})."
     )
     often = "once" if document["times_seen"] == 1 else f"up to {document['times_seen']} times"
-    session.line(
-        f"{document['rows']:,} rows, read {often} in {document['steps']:,} steps; losses less those of {beside}, by the step of the last reading:"
-    )
+    session.line(f"{document['rows']:,} rows, read {often} in {document['steps']:,} steps; losses less those of {beside}, by step:")
     session.line(paint.dim(f"  {'steps':>13}  {'rows':>6}  {'nats':>9}"))
     for part in document["course"]:
         session.line(f"  {part['first_step']:>6}-{part['last_step']:<6}  {part['rows']:>6,}  {part['difference']:>+9.4f}")

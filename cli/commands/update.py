@@ -32,6 +32,8 @@ METAVARS = {
     "mix_policy": "NAME",
     "mix_graph": "FILE",
     "reweight": "NAME",
+    "select": "tarot:N",
+    "select_for": "FILE",
 }
 Options = options_of(OPERATION, METAVARS, without=("mix_from",))
 OPTIONAL_VALUES = RESUMED
@@ -45,6 +47,7 @@ EPILOG = """Examples:
   mlc update --data new.txt --expand 1                    only a new block is trained
   mlc update --data new.txt --where importance            behind the blocks that the new text needs most
   mlc update --data new.txt --tune 2 --dry-run            which blocks that would be
+  mlc update --data new.txt --auto --dry-run              which of these serves the new text, tried on 2 % of it
   mlc update --data new.txt --adapter lora:8 --branch lora
   mlc update --data new.txt --compat-with main --compat-data questions.jsonl:0.5
   mlc update --data new.txt --engine torchrun:4           four processes, one commit
@@ -78,5 +81,9 @@ def _picture(session: Session, details: dict[str, Any]) -> None:
     """The blocks of a dry run: a table with a heat bar each."""
     from ..render.blocks import print_blocks
 
+    if details.get("auto"):
+        from ..render.trials import trial_lines
+
+        session.lines(trial_lines(details["auto"], session.paint))
     if details.get("blocks"):
         print_blocks(session.console(), details["blocks"], details.get("importance") or {}, session.paint)

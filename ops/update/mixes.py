@@ -91,6 +91,16 @@ def turning_every(op: Update) -> int:
     return op.mix_every or max(1, op.steps // TURNS)
 
 
+def select_count(op: Update) -> int:
+    """The N of `--select tarot:N`; 0 where nothing is selected. Raises BadParameter."""
+    if op.select is None:
+        return 0
+    kind, _, tail = op.select.partition(":")
+    if kind != "tarot" or not tail.isdigit() or int(tail) < 1:
+        raise BadParameter(f"--select {op.select!r} is not tarot:N", hint="for example: --select tarot:500 --select-for wanted.txt")
+    return int(tail)
+
+
 def check_mixing(op: Update) -> None:
     """What `Update` checks about its data policies: values, and what cannot be combined. Raises BadParameter."""
     several, online = len(domains(op)) > 1, op.mix_policy == "skillit"
@@ -108,6 +118,9 @@ def check_mixing(op: Update) -> None:
         _require(tau is None, "--mix-policy skillit sets the weights: --mix-temperature has no part in it", "leave one of the two out")
         _require(not op.compat_with, "--mix-policy skillit cannot be combined with --compat-with", "--mix-policy fixed")
         _require(op.begin == "weights", "--mix-policy skillit cannot go on --from stable", "--mix-policy fixed")
+    count = select_count(op)
+    _require((count > 0) == (op.select_for is not None), "--select and --select-for go together", "--select tarot:500 --select-for f.txt")
+    _require(count == 0 or count >= op.batch, f"--select {op.select} is fewer than one batch of {op.batch}", "select more rows")
     _require(op.reweight in STRATEGIES, f"--reweight is one of {', '.join(STRATEGIES)}, not {op.reweight!r}")
     r = op.reweight_r
     _require(math.isfinite(r) and r > 0, f"--reweight-r must be a positive number, not {r}")

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from ...registry.errors import Incompatible
 from ..data.corpus import read_corpus
 from ..data.duplicates import found_in
+from .auto import chosen
+from .auto import picture as picture_of_trials
 from .growth import ADAPTED, TUNED, Growth, choose, table
 from .layout import expandable, known_blocks
 
@@ -27,7 +29,11 @@ def preview(op: Update, view: ModelView, run: Run) -> dict[str, Any]:
     from .session import require_language_model
 
     require_language_model(view)
-    found = {"duplicates": count_duplicates(op, run, aloud=False)}
+    trials: dict[str, Any] = {}
+    if op.auto:
+        trials = {"auto": picture_of_trials(op, view, run)}
+        op = chosen(op, trials["auto"])
+    found = {**trials, "duplicates": count_duplicates(op, run, aloud=False)}
     try:
         _, blocks = expandable(view) if op.grows else known_blocks(view)
     except Incompatible:

@@ -37,6 +37,8 @@ def plan(op: Update, view: ModelView) -> Plan:
     for domain in op.domains[1:]:
         read_corpus(domain.path)
     graph_of(op)
+    if op.select_for is not None:
+        read_corpus(op.select_for, role="select")
     if op.compat_data:
         records(parse_anchors(op.compat_data).path)
     elements = _count(view, view.names())
@@ -66,6 +68,8 @@ def plan(op: Update, view: ModelView) -> Plan:
 
 def _reach(op: Update, view: ModelView) -> tuple[tuple[str, ...], int, int, str]:
     """(names that may change, trained elements, bytes written, what is trained in words)."""
+    if op.auto:  # what will be chosen is not known before the trials: anything may change
+        return ("*",), _count(view, view.names()), _bytes(view, view.names()), "what the trials of --auto choose"
     if op.lora is not None:
         return _adapter_reach(op, view)
     if op.method in ("expand", "tune"):

@@ -57,6 +57,13 @@ def prepare(op: Update, view: ModelView, run: Run) -> Prepared:
     fractions = [share * (1 - replayed) for share in shares(op, [len(part.train) for part in packs])]
     inputs = [corpus.record for corpus in read]
     sources = [Source("data", packs[0].train, fractions[0])]
+    if op.select_for is not None:
+        from .selecting import selected
+
+        aim = read_corpus(op.select_for, role="select")
+        inputs.append(aim.record)
+        picked, origin = selected(op, view, run, packs[0].train, pack(aim, core, marks, length).train)
+        sources = [Source("data", picked, fractions[0], origin)]
     corpora = {"data": inputs[0].digest}
     old: dict[str, Tensor] = {}
     for number, replay in enumerate(op.replays):

@@ -23,6 +23,7 @@ from ..data.stream import read_stream, write_stream
 from ..engine import Attached, Feed, LocalEngine, Objective, Outcome, State, TrainSettings
 from ..engine.local import language_loss, mean_loss, placed, threads
 from ..models import load_model, read_config
+from .auto import decided
 from .expand import Expand, check_old_tensors, growth_of
 from .full import Full
 from .limits import default_rate
@@ -57,6 +58,7 @@ class Method(Protocol):
 def apply(op: Update, view: ModelView, run: Run) -> Iterator[Change]:
     """Train and yield the changes."""
     require_language_model(view)
+    op = decided(op, view, run, aloud=True)
     rows = prepare(op, view, run)
     for record in rows.inputs:
         run.input(record)
@@ -64,11 +66,11 @@ def apply(op: Update, view: ModelView, run: Run) -> Iterator[Change]:
     count_duplicates(op, run)
     if not rows.spared and op.holdout:
         run.note("the data is too small to hold a part out: the check measures rows that were trained on")
-    method = _method(op, view, run, rows)
+    method = method_of(op, view, run, rows)
     placed(method.module)  # what is measured and kept of the parent lies where it is trained
     start = begun(view, run) if op.begin == "stable" else None
     settings = resolve(op, view, run, start)
-    mixture, objective = rows.mixture, _objective(op, view, run, rows)
+    mixture, objective = rows.mixture, objective_of(op, view, run, rows)
     if op.compat_with is not None:
         mixture, objective = compatible(op, view, run, mixture, objective)
     guard = protection(op, view, run, rows, method.module, settings.lr)
@@ -115,13 +117,14 @@ def _leave_stream(
     run.record("stream", {**facts, "policy": op.mix_policy, **({"skillit": turning[0].facts()} if turning else {})})
 
 
-def _method(op: Update, view: ModelView, run: Run, rows: Prepared) -> Method:
+def method_of(op: Update, view: ModelView, run: Run, rows: Prepared) -> Method:
+    """What is trained, on the module of `view`."""
     if op.lora is not None:
         return Lora(op.lora, view, run.seed)
     return Full(view) if op.method == "full" else Expand(op, view, run, rows.held)
 
 
-def _objective(op: Update, view: ModelView, run: Run, rows: Prepared) -> Objective:
+def objective_of(op: Update, view: ModelView, run: Run, rows: Prepared) -> Objective:
     """The loss on a batch without the pulls on the weights, which wrap it; `objective.py` says what lies over what."""
     own = next((n for n, r in enumerate(op.replays, start=1) if r.distilled), None)
     weigh = partial(row_weights, strategy=op.reweight, r=op.reweight_r) if op.reweight != "none" else None
@@ -183,6 +186,7 @@ def _facts(op: Update, s: TrainSettings, rows: Prepared, outcome: Any, module: n
 
 def check(op: Update, before: ModelView, after: ModelView, run: Run) -> Check:
     """Passed when the loss on the held-out part fell. Values: losses in nats and perplexities, before and after; None if no number."""
+    op = decided(op, before, run)
     rows = prepare(op, before, run)
     with threads(run.threads):
         was, now = _losses(before, rows), _losses(after, rows)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from ...registry.errors import BadParameter
 from ..base import Change, Check, Expectations, History, Operation, Plan, Run, option
 from ..compat.options import check_compat
+from .auto import check_auto
 from .growth import check_growth
 from .mixes import Domain, check_mixing, domains
 from .options import Adapter, Replay, check_controls, parse_adapter, parse_ema, parse_protect, parse_replay, parse_slow
@@ -65,6 +66,8 @@ class Update(Operation):
     mix_every: int | None = option(None, help="skillit: steps between two evaluations (default: a sixth of the run)")
     mix_graph: str | None = option(None, help="skillit: JSON file that says which corpus helps which (default: each itself alone)")
     mix_from: tuple[str, ...] = option((), help="commits that learned weights come from (filled in)")
+    select: str | None = option(None, help="tarot:N: train only on the N rows of --data that serve --select-for best, by their gradients")
+    select_for: str | None = option(None, help="text like what the selection shall serve")
     reweight: str = option("none", help="weigh rows by their loss: linupper (easy ones less), quadratic (the middle) or extremes")
     reweight_r: float = option(1.0, help="temperature of --reweight: the larger, the more equal")
     dedup: str = option("none", help="duplicates in the data are counted (none) or left out: exact, or near as well")
@@ -88,6 +91,7 @@ class Update(Operation):
     blend: float = option(1.0, help="the result lies this share of the way from the parent to what was trained")
     renew_embeddings: int = option(0, help="draw the token embedding anew at first and every N steps: for a new language; 0 for never")
     begin: str = option("weights", flag="--from", help="weights, or stable: go on from before the rate of the last run fell")
+    auto: bool = option(False, help="choose between replay, blend, spu and new blocks by trials on 2 % of the tokens, then train so")
     adapter: str | None = option(None, help="lora:R or lora:R:ALPHA: train an adapter instead of the weights")
     holdout: float = option(0.05, help="share of the data that is measured and not trained on")
     warmup: float = option(0.1, help="share of the steps in which the rate rises")
@@ -118,6 +122,7 @@ class Update(Operation):
         parse_adapter(self.adapter)
         check_controls(self)
         check_mixing(self)
+        check_auto(self)
         check_compat(self)
 
     # --- what the options mean ---
@@ -207,7 +212,7 @@ class Update(Operation):
         return check(self, before, after, run)
 
     def expects(self) -> Expectations:
-        notes = () if self.replay else ("no replay: expect the old text to suffer; `--replay self:0.5` halves that",)
+        notes = () if self.replay or self.auto else ("no replay: expect the old text to suffer; `--replay self:0.5` halves that",)
         return Expectations(may_forget=True, notes=notes)
 
 

@@ -8,11 +8,14 @@ import math
 import pytest
 import torch
 
-from mlc.ops.data.mixing import Mixture, Source, Turning, spread, tempered
+from mlc.ops.data.mixing import Batch, Mixture, Source, Turning, spread, tempered
 from mlc.ops.data.reweight import centred, row_weights
+from mlc.ops.data.selection import distances, features, nearest_fill, whitened
 from mlc.ops.data.skills import SkillIt, identity, read_graph
 from mlc.ops.data.stream import read_stream, rows_digest, write_stream
-from mlc.ops.engine.local import token_losses
+from mlc.ops.engine.local import language_loss, token_losses
+from mlc.ops.evaluate.provenance import trained_rows
+from mlc.ops.models import load_model
 from mlc.ops.update.mixes import arms, parse_mix, reward
 from mlc.ops.update.train import Update
 from mlc.registry.errors import BadInputFile, BadParameter, CorruptRecord, InputNotFound
@@ -413,3 +416,80 @@ def test_a_corpus_under_two_names_is_refused(llama, texts, tmp_path):
     (tmp_path / "copy.txt").write_text((texts / "a.txt").read_text())
     with pytest.raises(BadInputFile, match="holds the same as"):
         done(update(texts, mix=(str(tmp_path / "copy.txt"),)), llama, MemoryRun())
+
+
+# --- selection ---
+
+
+def test_whitened_features_have_the_covariance_of_noise():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(400, 12, generator=generator) @ torch.randn(12, 12, generator=generator) * 30
+    found = whitened(x)
+    assert torch.allclose(found.T @ found / len(found), torch.eye(12, dtype=torch.float64), atol=1e-3)
+    assert found.mean(0).abs().max() < 1e-9
+
+
+def test_every_target_takes_itself_first():
+    x = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
+    between = distances(x, x)
+    assert between.argmin(1).tolist() == list(range(50))
+    assert nearest_fill(between, 50) == list(range(50))
+    assert nearest_fill(between[:7], 7) == list(range(7))
+
+
+def test_ranks_are_filled_one_after_another():
+    between = torch.tensor([[0.1, 0.2, 0.9, 0.8], [0.3, 0.9, 0.1, 0.4]])
+    assert nearest_fill(between, 1) == [0]
+    assert nearest_fill(between, 2) == [0, 2]
+    assert nearest_fill(between, 3) == [0, 1, 2]
+    assert nearest_fill(between, 4) == [0, 1, 2, 3]
+
+
+def test_features_are_projected_gradients_and_leave_the_model_alone(llama):
+    module = load_model(llama, dtype=torch.float32)
+    before = {n: p.detach().clone() for n, p in module.named_parameters()}
+    rows = torch.randint(3, 60, (5, 10), generator=torch.Generator().manual_seed(0))
+    found = features(module, rows, seed=1)
+    assert found.shape == (5, 64)
+    assert torch.allclose(features(module, rows[2:3], seed=1), found[2:3], atol=1e-5)
+    assert torch.allclose(features(module, rows.flip(0), seed=1).flip(0), found, atol=1e-5)
+    assert all(torch.equal(p, before[n]) and p.grad is None for n, p in module.named_parameters())
+    # The norm of a random projection is that of the gradient, about.
+    grads = torch.autograd.grad(language_loss(module, Batch(rows[:1], (0,))), [p for n, p in module.named_parameters() if "proj" in n])
+    assert found[0].norm().item() == pytest.approx(math.sqrt(sum(g.square().sum().item() for g in grads)), rel=0.5)
+
+
+def test_rows_of_the_wanted_language_are_found_among_others(llama, texts, tmp_path):
+    words = [(texts / f"{name}.txt").read_text() for name in "ab"]
+    (tmp_path / "both.txt").write_text(" ".join(words))
+    (tmp_path / "wanted.txt").write_text(" ".join(words[1].split()[:200]))
+    run = MemoryRun()
+    op = update(texts, data=str(tmp_path / "both.txt"), mix=(), holdout=0.0, select="tarot:40", select_for=str(tmp_path / "wanted.txt"))
+    done(op, llama, run)
+    stream = read_stream(stream_of(run))
+    places = {row for _, row in stream.order}
+    assert stream.sources[0].chosen
+    assert stream.sources[0].rows == 40
+    first_of_b = 900 // 11
+    assert sum(place >= first_of_b for place in places) / len(places) > 0.75  # 44 % of the rows are
+    assert trained_rows(op, llama, stream, str(tmp_path / "both.txt")).rows.shape == (len(places), 12)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"select": "tarot"}, "is not tarot:N"),
+        ({"select": "less:5", "select_for": "x"}, "is not tarot:N"),
+        ({"select": "tarot:50"}, "go together"),
+        ({"select_for": "x"}, "go together"),
+        ({"select": "tarot:2", "select_for": "x"}, "fewer than one batch"),
+    ],
+)
+def test_a_selection_that_does_not_fit_is_refused(texts, more, said):
+    with pytest.raises(BadParameter, match=said):
+        update(texts, **more)
+
+
+def test_more_rows_than_there_are_cannot_be_selected(llama, texts):
+    with pytest.raises(BadParameter, match="asks for 500 rows"):
+        done(update(texts, mix=(), select="tarot:500", select_for=str(texts / "b.txt")), llama, MemoryRun())

@@ -179,13 +179,13 @@ def test_training_leaves_the_global_generator_and_thread_count_alone(llama, text
 def test_text_from_the_parent_is_sampled_once_and_kept(llama, text):
     run, op = MemoryRun(), update(text, replay=("self:0.5",))
     after = result(op, llama, run)
-    assert run.computed == 2  # and which documents there were
-    (kind, key), (documents, _) = sorted(run.artifacts, reverse=True)
+    assert run.computed == 3  # and which documents there were, and what was read
+    (_, _), (kind, key), (documents, _) = sorted(run.artifacts, reverse=True)
     assert documents == "documents"
     assert kind == "self-replay"
     assert key == f"{llama.snapshot_id}/0/56/12"  # seed, 24 rows to train on and 32 to measure, their length
     check = op.check(llama, after, run)
-    assert run.computed == 2
+    assert run.computed == 3
     assert set(check.values["replay"]) == {"self"}
 
 

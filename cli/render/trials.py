@@ -1,0 +1,33 @@
+"""The trials of `mlc update --auto`: a row per candidate, beside full tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .style import Paint
+from .text import printable
+
+HEAD = f"  {'trial':24}  {'learnt':>7}  {'+-':>5}  {'old text':>9}  {'+-':>7}"
+
+
+def trial_lines(found: Mapping[str, Any], paint: Paint) -> list[str]:
+    """The table, what it cost, and what follows from it."""
+    lines = [paint.dim(HEAD)]
+    for row in found["rows"]:
+        learnt, noise = (f"{row[k]:.0%}" if row[k] is not None else "" for k in ("learnt", "learnt_error"))
+        cells = f"  {printable(row['name']):24}  {learnt:>7}  {noise:>5}  {row['old_rise']:>+9.4f}  {row['old_rise_error']:>7.4f}"
+        mark = paint.green("chosen") if row["name"] == found["choice"] else "" if row["eligible"] else paint.dim("learns too little")
+        lines.append(f"{cells}  {mark}".rstrip())
+    share = found["tokens"] / found["budget"]
+    lines.append(
+        paint.dim(
+            f"learnt: share of full tuning's gain on held-out rows, at least {found['keep']:.0%}; old text: rise of its loss in nats."
+        )
+    )
+    lines.append(
+        paint.dim(
+            f"{found['tokens']:,} tokens were trained on ({share:.1%} of {found['budget']:,}) and {found['measured_tokens']:,} measured."
+        )
+    )
+    return lines
