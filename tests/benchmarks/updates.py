@@ -60,7 +60,8 @@ def table(old: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-HOOKS: dict[str, Any] = {}  # name -> (repo, data, seed) -> options: rows that are chosen for the text at hand, such as a recommendation
+# name -> (repo, data, seed) -> options: rows that are chosen for the text at hand, such as a recommendation
+HOOKS: dict[str, Any] = {"autopilot": lambda repo, data, seed: {"auto": True}}
 
 
 class Ground:
@@ -123,6 +124,7 @@ class Ground:
             "artifact_bytes": sum(a.bytes for a in commit.artifacts),
             "accepted": outcome.ref_moved,
             "controls": commit.check.get("controls"),
+            "chosen": (commit.check.get("auto") or {}).get("choice"),
             "seconds": round(seconds, 1),
         }
 
