@@ -16,7 +16,7 @@ SHARED = (
     "data", "steps", "lr", "batch", "seq_len", "expand", "where", "tune", "source", "init", "rank", "token", "mix", "mix_temperature",
     "mix_eta", "mix_window", "mix_every", "mix_graph", "mix_from", "select", "select_for", "dedup", "replay",
     "protect_rate", "protect_weight", "blend", "begin",
-    "adapter", "auto", "holdout", "warmup", "decay", "slow", "weight_decay", "grad_accum", "clip", "precision", "save_every",
+    "adapter", "auto", "select", "select_for", "holdout", "warmup", "decay", "slow", "weight_decay", "grad_accum", "clip", "precision", "save_every",
 )  # fmt: skip
 VALUES: dict[str, tuple[Any, ...]] = {"protect": ("none", "spu"), "mix_policy": ("fixed", "learned")}
 
