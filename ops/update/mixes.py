@@ -109,7 +109,7 @@ def check_mixing(op: Update) -> None:
     _require(several or op.mix_policy == "fixed", f"--mix-policy {op.mix_policy} needs several corpora", "--data a.txt --mix b.txt")
     _require(several or op.mix_temperature is None, "--mix-temperature needs several corpora", "--data a.txt --mix b.txt")
     tau = op.mix_temperature
-    _require(tau is None or tau > 0, f"--mix-temperature must be positive (inf reads all equally often), not {tau}")
+    _require(tau is None or (math.isfinite(tau) and tau > 0), f"--mix-temperature must be a positive number, not {tau}")
     _require(math.isfinite(op.mix_eta) and op.mix_eta >= 0, f"--mix-eta must not be negative, it is {op.mix_eta}")
     _require(op.mix_window >= 1, f"--mix-window must be at least 1, not {op.mix_window}")
     _require(op.mix_every is None or op.mix_every >= 1, f"--mix-every must be at least 1, not {op.mix_every}")

@@ -56,7 +56,7 @@ class Update(Operation):
     mix: tuple[str, ...] = option(
         (), help="FILE:WEIGHT,...: further corpora, and how often each is read; --data has the weight 1 unless it is named as well"
     )
-    mix_temperature: float | None = option(None, help="weigh by size as well: rows^(1/T), so that 1 is proportional and inf uniform")
+    mix_temperature: float | None = option(None, help="weigh by size as well: rows^(1/T), so that 1 is proportional and a large T uniform")
     mix_policy: str = option(
         "fixed",
         help="weights stay (fixed), follow the losses on the way (skillit), or are those that served best in recorded updates (learned)",

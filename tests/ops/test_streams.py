@@ -310,11 +310,11 @@ def test_several_corpora_are_read_by_their_weights_and_each_is_measured(llama, t
 
 def test_temperature_weighs_by_size(llama, texts):
     counts = {}
-    for tau in (1.0, math.inf):
+    for tau in (1.0, 1e9):
         run = MemoryRun()
         done(update(texts, mix=(f"{texts}/b.txt,{texts}/c.txt",), mix_temperature=tau, steps=6), llama, run)
         counts[tau] = run.records["stream"]["windows"][0]["counts"]
-    assert counts[math.inf] == [8, 8, 8]
+    assert max(counts[1e9]) - min(counts[1e9]) <= 1
     assert counts[1.0][0] > counts[1.0][1] > counts[1.0][2]
 
 
@@ -395,7 +395,8 @@ def test_weights_are_learned_from_what_was_recorded_and_written_down(llama, text
         ({"mix": (), "mix_policy": "skillit"}, "needs several corpora"),
         ({"mix": (), "mix_temperature": 2.0}, "needs several corpora"),
         ({"mix_policy": "best"}, "--mix-policy is one of"),
-        ({"mix_temperature": 0.0}, "must be positive"),
+        ({"mix_temperature": 0.0}, "must be a positive number"),
+        ({"mix_temperature": math.inf}, "must be a positive number"),
         ({"mix_policy": "skillit", "mix_temperature": 2.0}, "--mix-temperature has no part"),
         ({"mix_policy": "skillit", "mix_eta": -1.0}, "--mix-eta"),
         ({"mix_policy": "skillit", "mix_window": 0}, "--mix-window"),
