@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ..registry.errors import BadParameter
+from ..registry.errors import BadParameter, NeedsExtra
 
 if TYPE_CHECKING:
     from ..ops.base import Operation
@@ -20,6 +22,7 @@ Kind = Literal["local", "torchrun", "ray", "slurm"]
 KINDS: tuple[Kind, ...] = ("local", "torchrun", "ray", "slurm")
 ENTRY = "mlc.policies.worker"
 MOST = 4096  # workers
+EXTRAS = {"ray": ("ray", "Ray"), "slurm": ("submitit", "submitit")}  # module and name; the extra is called as the engine
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +53,16 @@ def parse_engine(word: str) -> Choice:
 
 
 def chosen(word: str | None, op: Operation) -> Choice:
-    """What `--engine` says, `local` when it says nothing. Raises BadParameter when the operation cannot be shared out."""
+    """What `--engine` says, `local` when it says nothing. To be asked before a run is begun or taken up.
+
+    Raises BadParameter when the operation cannot be shared out, NeedsExtra when what starts its workers is not installed.
+    """
     choice = parse_engine(word or "local")
     if choice.kind != "local" and (reason := op.alone()):
         raise BadParameter(f"--engine {choice}: {reason}", hint="--engine local")
+    module, name = EXTRAS.get(choice.kind, ("", ""))
+    if module and find_spec(module) is None:
+        raise NeedsExtra(f"--engine {choice} needs {name}, which is not installed", hint=f'pip install "mlc-registry[{choice.kind}]"')
     return choice
 
 
@@ -76,6 +85,7 @@ def engaged(choice: Choice, repo: Repository, op: Operation, params: dict[str, J
         seed=active.seed,
         threads=active.threads,
         workers=choice.workers,
+        directory=str(Path.cwd()),
         lock=str((active.place / "lock").absolute()),
     )
     active.scratch = active.scratch.absolute()  # workers may stand elsewhere

@@ -132,6 +132,7 @@ def _resumed(court: Court, op: Operation | None, info: RunInfo) -> Outcome:
     elif info.params != _fields(op):
         verb = _verb(op)
         raise StalePlan(f"run {info.id} was started with other options", hint=f"mlc {verb} --resume {info.id}, without other options")
+    chosen(court.request.engine or info.engine, op)
     target = Target(info.start, info.branch, info.old)
     if (branch := court.request.branch) is not None:
         target = aim(repo, info.start, branch)

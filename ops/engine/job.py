@@ -44,6 +44,7 @@ class Job:
     seed: int
     threads: int  # of the whole run: part of what kept artifacts are found by
     workers: int
+    directory: str  # the conductor's current one: names of data files are relative to it
     lock: str  # a file that the conductor holds a lock on while it lives
     state: dict[str, Any] = field(default_factory=dict)  # where to go on from: {"step", "file"} or {"step", "pieces"}; {} for the start
 
@@ -84,7 +85,7 @@ class Launcher(Protocol):
     """Starts `job.workers` processes that call `main` of `job.entry` and can speak with each other."""
 
     def start(self, job: Job, path: Path) -> Handle:
-        """Start them on the job file at `path`. Raises NeedsExtra, WorkersFailed."""
+        """Start them on the job file at `path`. Raises WorkersFailed."""
         ...
 
 

@@ -9,11 +9,9 @@ import os
 import sys
 import tempfile
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ...registry.errors import NeedsExtra
 from .child import Child
 from .job import Handle, Job
 
@@ -22,9 +20,7 @@ class Ray:
     """`--engine ray:N`."""
 
     def start(self, job: Job, path: Path) -> Handle:
-        """The child that speaks with Ray. Raises NeedsExtra."""
-        if find_spec("ray") is None:
-            raise NeedsExtra("--engine ray:N needs Ray, which is not installed", hint='pip install "mlc-registry[ray]"')
+        """The child that speaks with Ray."""
         return Child([sys.executable, "-P", "-m", __name__, str(path)], path.parent / "words")
 
 

@@ -6,11 +6,9 @@ The registry must lie where all nodes see it. A scheduler that ends the job ends
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ...registry.errors import NeedsExtra
 from .job import Handle, Job, WorkersFailed
 
 LONGEST = 24 * 60  # minutes, unless SBATCH_TIMELIMIT says something else
@@ -23,9 +21,7 @@ class Slurm:
         self.cluster = cluster
 
     def start(self, job: Job, path: Path) -> Handle:
-        """Submit. Raises NeedsExtra, and WorkersFailed where there is no scheduler."""
-        if find_spec("submitit") is None:
-            raise NeedsExtra("--engine slurm needs submitit, which is not installed", hint='pip install "mlc-registry[slurm]"')
+        """Submit. Raises WorkersFailed where there is no scheduler."""
         import submitit
 
         try:
@@ -45,7 +41,7 @@ def task(entry: str, path: str) -> None:
     """One task of the job: where its peers are is told to torch, then it is a worker like any other."""
     import submitit
 
-    submitit.helpers.TorchDistributedEnvironment().export()
+    submitit.helpers.TorchDistributedEnvironment().export(overwrite=True)
     import_module(entry).main(path)
 
 

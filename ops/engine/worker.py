@@ -31,12 +31,13 @@ def joined(path: Path) -> Iterator[tuple[Job, ShardedEngine]]:
     """
     job, folder = Job.read(path), path.parent
     threading.Thread(target=_watch, args=(job, folder), name="watch", daemon=True).start()
+    os.chdir(job.directory)  # what parameters name is relative to it, and Ray puts its workers elsewhere
     torch.set_num_threads(job.own_threads)
     if own := not dist.is_initialized():
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     rank = dist.get_rank()
     if torch.cuda.is_available():
-        torch.cuda.set_device(dist.get_node_local_rank(rank % torch.cuda.device_count()))
+        torch.cuda.set_device(dist.get_node_local_rank(rank) % torch.cuda.device_count())  # Slurm shows each task its own alone
     (folder / f"rank-{rank}.pid").write_text(str(os.getpid()), encoding="utf-8")
     try:
         yield job, ShardedEngine(job, folder, _teller(folder) if rank == 0 else _silent)

@@ -97,7 +97,7 @@ def spread(op: Any, view: MemoryView, run: MemoryRun, workers: int, kill: tuple[
     state = run.scratch / "state.safetensors"
     if run.state is not None and run.state[1]:
         save_file(run.state[1], state)
-    job = Job("none", op.name, {}, "none", "none", "main", run.id, run.seed, 1, workers, str(run.scratch / "lock"))
+    job = Job("none", op.name, {}, "none", "none", "main", run.id, run.seed, 1, workers, ".", str(run.scratch / "lock"))
     run.engine = SpreadEngine(f"torchrun:{workers}", Forked(op, view, run, kill), job, state)
     try:
         return view.after(op.apply(view, run), adapter=op.output_kind() == "adapter")

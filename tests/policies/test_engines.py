@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from mlc.ops.engine import rayed, slurm
+from mlc.ops.engine import slurm
 from mlc.ops.engine.job import WorkersFailed
 from mlc.ops.update.train import Update
 from mlc.policies import engines, lifecycle
@@ -121,9 +121,27 @@ def test_an_option_that_needs_one_process_is_named(repo, root, op, more, flag):
 
 
 def test_what_is_not_installed_is_said_with_the_line_that_installs_it(repo, root, op, monkeypatch):
-    for module, engine, extra in ((rayed, "ray:2", "ray"), (slurm, "slurm:2", "slurm")):
-        monkeypatch.setattr(module, "find_spec", lambda name: None)
+    monkeypatch.setattr(engines, "find_spec", lambda name: None)
+    for engine, extra in (("ray:2", "ray"), ("slurm:2", "slurm")):
         with pytest.raises(NeedsExtra) as caught:
             lifecycle.run(repo, op, author="a", engine=engine)
         assert caught.value.exit_code == 8
         assert caught.value.hint == f'pip install "mlc-registry[{extra}]"'
+    assert Runs(repo).list() == []
+
+
+def test_a_run_is_not_lost_by_a_misspelt_engine(repo, root, op):
+    with Runs(repo).begin(op="update", params=op.params(), start=root, branch="main", old=root, seed=0, author="a", message="") as run:
+        pass
+    with pytest.raises(BadParameter, match="--engine is local"):
+        lifecycle.run(repo, None, resume=run.id, author="a", engine="torchrnu:2")
+    assert [info.id for info in Runs(repo).list()] == [run.id]
+
+
+def test_a_worker_sees_whether_its_conductor_lives(repo, root, op):
+    from mlc.ops.engine.worker import _conducted
+
+    with Runs(repo).begin(op="update", params=op.params(), start=root, branch="main", old=root, seed=0, author="a", message="") as run:
+        assert _conducted(run.place / "lock")
+    assert not _conducted(run.place / "lock")
+    assert not _conducted(run.place / "nothing")
