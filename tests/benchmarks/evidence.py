@@ -1,12 +1,16 @@
-"""`make evidence`: run what the documents claim and write docs/evidence.md from the answers. Takes about two hours on two cores.
+"""`make evidence`: run what the documents claim and write docs/evidence.md from the answers. Takes half a day on two cores.
 
-Every table comes from a fresh run on this machine; parts that need the optional material say so when they are left out.
+Every table comes from a fresh run on this machine; parts that need the optional material say so when they are left out. Answers are kept
+as JSON in a folder; `python evidence.py --from FOLDER [--how TEXT]` writes the page from such a folder again and runs nothing.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 import re
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -15,7 +19,8 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
-import digits  # noqa: E402  (beside this script)
+import chapters  # noqa: E402  (beside this script)
+import digits  # noqa: E402
 import insertion  # noqa: E402
 import kills  # noqa: E402
 import retrain  # noqa: E402
@@ -27,9 +32,8 @@ TARGET = HERE.parents[1] / "docs" / "evidence.md"
 
 
 def table(head: list[str], rows: list[list[Any]]) -> str:
-    """A Markdown table."""
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join(lines + ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows])
+    """A Markdown table without a line's end."""
+    return chapters.table(head, rows).rstrip("\n")
 
 
 def walk_section(reports: list[dict[str, Any]]) -> str:
@@ -126,7 +130,53 @@ def forgetting(seed: int) -> dict[str, Any]:
         return unlearning.table(seed, [], Path(place) / "retrained")
 
 
-def gather(seeds: list[int]) -> dict[str, Any]:
+def scripts(place: Path) -> dict[str, list[list[str]]]:
+    """Chapter -> command lines, the last of which prints JSON or writes it to `place / chapter.json`."""
+    forks, wide = str(place / "forks"), str(place / "wide")
+
+    def out(name: str) -> list[str]:
+        return ["--out", str(place / f"{name}.json")]
+
+    found = {
+        "edits": [["edits.py", *out("edits")]],
+        "wide": [["wider.py", wide, "0", "1000"], ["wide_edits.py", wide, "--seeds", "0,1", *out("wide")]],
+        "merges": [["forks.py", forks], ["forks.py", forks, "people"], ["merges.py", "--forks", forks, *out("merges")]],
+        "mergekit": [["bench_merge.py"]],
+        "updates": [["updates.py", "--to", "oz", "shakespeare", "--seeds", "0", "1", *out("updates")]],
+        "compat": [["compat.py", str(place / "compat.json")]],
+        "gates": [["gates.py"]],
+        "provenance": [["provenance.py", *out("provenance")]],
+    }
+    return found | ({"embeddings": [["embeddings.py", os.environ["MLC_MINILM"], "1", "2"]]} if "MLC_MINILM" in os.environ else {})
+
+
+def run_scripts(place: Path) -> None:
+    """Run them, one after the other; what fails is left out of the page, and said on stderr."""
+    for chapter, lines in scripts(place).items():
+        for line in lines:
+            done = subprocess.run([sys.executable, str(HERE / line[0]), *line[1:]], stdout=subprocess.PIPE, text=True, check=False)
+            if done.returncode:
+                print(f"{chapter}: {line[0]} ended with {done.returncode}", file=sys.stderr)
+                break
+        else:
+            target = place / f"{chapter}.json"
+            if not target.is_file():
+                target.write_text(done.stdout, encoding="utf-8")
+    images = [run for model in ("cnn", "vit") for run in _printed("patches.py", model, "0,1,2")["runs"]]
+    typos = [_printed("typos.py", str(seed), "swap,drop,double,updated,report", str(place / f"typos{seed}")) for seed in range(3)]
+    (place / "patches.json").write_text(json.dumps({"digits": images, "typos": typos}), encoding="utf-8")
+
+
+def _printed(script: str, *words: str) -> dict[str, Any]:
+    return json.loads(subprocess.run([sys.executable, str(HERE / script), *words], stdout=subprocess.PIPE, text=True, check=True).stdout)
+
+
+def read(place: Path) -> dict[str, Any]:
+    """Every answer of the folder, by its file's name."""
+    return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(place.glob("*.json"))}
+
+
+def gather(seeds: list[int], place: Path) -> dict[str, Any]:
     """Run everything."""
     reports = []
     if (walk.MATERIAL / "models").is_dir():
@@ -138,7 +188,12 @@ def gather(seeds: list[int]) -> dict[str, Any]:
     classes = digits.table(list(range(5)), list(digits.MODELS), list(digits.METHODS)) if here else {"passed": {}}
     how = f"One run of `make evidence`, seeds {', '.join(map(str, seeds))}."
     found = {"how": how, "walks": reports, "unlearning": forgot, "digits": classes}
-    return found | {"insertion": insertion.main(), "kills": kills.main(), "bench": bench.main([])}
+    found |= {"insertion": insertion.main(), "kills": kills.main(), "bench": bench.main([])}
+    for name, answer in found.items():
+        (place / f"{name}.json").write_text(json.dumps(answer), encoding="utf-8")
+    if here:
+        run_scripts(place)
+    return read(place)
 
 
 def document(found: dict[str, Any]) -> str:
@@ -164,8 +219,20 @@ def document(found: dict[str, Any]) -> str:
         + "\n```\n",
     }
     text = f"# Evidence\n\nWritten by `tests/benchmarks/evidence.py`; edit the script, not this page. {found['how']}\n"
-    return text + "".join(f"\n## {title}\n\n{body}" for title, body in sections.items())
+    return text + "".join(f"\n## {title}\n\n{body}" for title, body in sections.items()) + "\n" + chapters.chapters(found)
+
+
+def main() -> None:
+    """Run and write, or only write."""
+    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ask.add_argument("seeds", nargs="*", type=int, default=[0, 1, 2])
+    ask.add_argument("--from", dest="folder", type=Path, help="answers of earlier runs")
+    ask.add_argument("--how", help="how this edition was made, when it was not one run")
+    given = ask.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        found = read(given.folder) if given.folder else gather(given.seeds, Path(temporary))
+        TARGET.write_text(document(found | ({"how": given.how} if given.how else {})), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    TARGET.write_text(document(gather([int(seed) for seed in sys.argv[1:]] or [0, 1, 2])), encoding="utf-8")
+    main()
