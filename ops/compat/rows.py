@@ -19,7 +19,7 @@ def with_anchors(mixture: Mixture | None, anchors: Anchors, chosen: Sequence[int
     width = mixture.seq_len if mixture is not None else 1
     numbers = torch.zeros(len(chosen), width, dtype=torch.int64)
     numbers[:, 0] = torch.tensor(list(chosen))
-    sources = [Source(s.name, s.rows, s.share * (1 - share)) for s in mixture.sources] if mixture is not None else []
+    sources = [Source(s.name, s.rows, s.share * (1 - share), s.origin) for s in mixture.sources] if mixture is not None else []
     taken = share if sources else 1.0
     return Mixture([*sources, Source(f"anchors/{anchors.digest()[:16]}", numbers, taken)], batch=batch, seed=seed)
 
