@@ -23,7 +23,10 @@ from ...registry.errors import RemoteError
 LINES = 3  # of what workers wrote, when there is no error among it
 # Lines that a launcher writes beside what the workers said.
 _CHATTER = re.compile(r"^(\[?rank\d+\]?:?\s*)?([WEI]\d{4} |\s*$|\*+$|Setting OMP_NUM_THREADS|Traceback|\s+File |\s{4,}|\[W\d|=+$|-+$)")
-_ERROR = re.compile(r"(?:^|\s)((?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Interrupt)\b: .*|\S*python\S*: (?:No module|can't open).*)")
+_ERROR = re.compile(
+    r"(?:^|\s)((?:[A-Za-z_]\w*\.)*(?:[A-Z]\w*)?(?:Error|Exception|Interrupt)\b: .*"
+    r"|\S*python\S*: (?:No module|can't open).*)"
+)
 
 
 class WorkersFailed(RemoteError):

@@ -180,6 +180,7 @@ def test_a_state_that_could_not_be_written_is_an_error_of_the_run():
             "ValueError: no such thing",
         ),
         ("*****\nslurmstepd: out of time\n", "slurmstepd: out of time"),
+        ("2026 ERROR services.py:1 -- Failed\nException: The node timed out.\n", "Exception: The node timed out."),
         ("", "they wrote nothing"),
     ],
 )
