@@ -244,7 +244,7 @@ CHAPTERS: dict[str, tuple[str, str, Callable[[Any], str]]] = {  # key -> title, 
     "wide": (
         "A hundred facts",
         "`wide_edits.py` on the model that `wider.py` makes: names of several tokens; in nine of ten training rows what stands behind a "
-        "name sees only the name's last token, so that the model keeps facts where large models keep them.",
+        "name sees only the name's last token, and that past the first block only: so the model keeps facts where large models keep them.",
         wide,
     ),
     "merges": ("Merges", "`merges.py`; its docstring says what every column is.", merges),

@@ -169,7 +169,7 @@ def tokenizer_for(lines: list[str]) -> Any:
 
 
 class Gathering(torch.nn.Module):
-    """The model as it is trained: in most rows, what stands behind a name sees the name's last token alone.
+    """The model as it is trained: in most rows, what stands behind a name sees its last token alone, and that past the first block only.
 
     So a person is put together where the name ends and is read there, as large models do of themselves. Without it a model as small as
     this one looks at all parts of a name from the end of the question, and nothing written at the name can change its answer.
@@ -178,6 +178,8 @@ class Gathering(torch.nn.Module):
     def __init__(self, model: Any, tokenizer: Any, family: list[str], seed: int) -> None:
         super().__init__()
         self.model, self.rng = model, torch.Generator().manual_seed(seed)
+        self.first: torch.Tensor | None = None
+        self.hook = model.model.layers[0].register_forward_pre_hook(self._at_first, with_kwargs=True)
         self.last = torch.zeros(len(tokenizer), dtype=torch.bool)
         self.last[[tokenizer(name, add_special_tokens=False)["input_ids"][0] for name in family]] = True
         self.opens = torch.tensor([t.startswith("\u0120") for t in tokenizer.convert_ids_to_tokens(range(len(tokenizer)))])
@@ -194,8 +196,13 @@ class Gathering(torch.nn.Module):
         past = torch.ones(length, length, dtype=torch.bool).tril()
         names = ends.cumsum(1)  # how many names have ended: a name's own end still sees its other parts
         between = (names - ends.long())[:, :, None] > names[:, None, :]
-        hidden = given[:, None, :] & between
-        return self.model(input_ids=input_ids, attention_mask=(past & ~hidden)[:, None])
+        behind = names - ends.long()
+        self.first = (past & ~((given | ends)[:, None, :] & (behind[:, :, None] > behind[:, None, :])))[:, None]
+        return self.model(input_ids=input_ids, attention_mask=(past & ~(given[:, None, :] & between))[:, None])
+
+    def _at_first(self, block: Any, words: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """In the first block not even that token: what is read of a person is what that block has made of the name."""
+        return words, {**named, "attention_mask": self.first if self.first is not None else named["attention_mask"]}
 
 
 def make(place: Path, *, seed: int = 0, steps: int = 1000) -> dict[str, Any]:
@@ -220,6 +227,7 @@ def make(place: Path, *, seed: int = 0, steps: int = 1000) -> dict[str, Any]:
     model = LlamaForCausalLM(config)
     taught = Gathering(model, tokenizer, family, seed)
     found = learn(taught, tokenizer, lines, sorted({row["subject"] for row in rows}), paragraphs, seed=seed, steps=steps)
+    taught.hook.remove()
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     return {**found, "parameters": sum(p.numel() for p in model.parameters()), "facts": len(rows)}
