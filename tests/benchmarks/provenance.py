@@ -70,8 +70,8 @@ def table(root: Path, seed: int, options: dict[str, Any]) -> list[dict[str, Any]
         for reference, words in references.items():
             found = asked(root, "provenance", run, commit, "--data", OZ, *words)
             holds = found["p"] < 1e-6 if kind == "descendant" else found["p"] > 0.01
-            rows.append({"seed": seed, "version": name, "kind": kind, "against": reference, "holds": holds,
-                         **{k: found[k] for k in ("rows", "times_seen", "rho", "p", "p_permutation", "loss_suspect", "loss_reference")}})  # fmt: skip
+            told = {k: found[k] for k in ("rows", "times_seen", "rho", "p", "p_permutation", "loss_suspect", "loss_reference")}
+            rows.append({"seed": seed, "version": name, "kind": kind, "against": reference, "holds": holds, **told})
     return rows
 
 
