@@ -6,6 +6,7 @@ through torch's parametrisation (Cayley map) in fp32 and stored plain.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -19,14 +20,14 @@ from ...registry.errors import Incompatible
 HEAD_CONFIG, HEAD_WEIGHTS = "compat_head.json", "compat_head.safetensors"
 
 
-class Head(nn.Module):
+class Head(nn.Module, ABC):
     """Pooled states fp32 [rows, width] to vectors fp32 [rows, size]."""
 
     size: int
 
+    @abstractmethod
     def plain(self) -> dict[str, Tensor]:
         """What is stored: name -> fp32 tensor, parametrisations resolved."""
-        raise NotImplementedError
 
 
 class Linear(Head):
