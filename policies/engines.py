@@ -44,7 +44,7 @@ def parse_engine(word: str) -> Choice:
     """`local`, `torchrun:N`, `ray:N`, `slurm` or `slurm:N`. Raises BadParameter."""
     hint = "local, torchrun:2, ray:2 or slurm:2"
     name, colon, count = word.partition(":")
-    kind = next((k for k in KINDS if k == name), None)
+    kind: Kind | None = next((k for k in KINDS if k == name), None)
     if kind is None or (kind == "local" and colon) or (kind in ("torchrun", "ray") and not colon):
         raise BadParameter(f"--engine is local, torchrun:N, ray:N or slurm, not {word!r}", hint=hint)
     if colon and not (count.isascii() and count.isdigit() and 1 <= int(count) <= MOST):

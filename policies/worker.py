@@ -20,7 +20,7 @@ from .targets import Target
 def main(path: str) -> None:
     """Do the job that the file describes. Raises MlcError when the operation does; its words are left for the conductor."""
     with joined(Path(path)) as (job, engine):
-        repo, start = Repository.open(job.registry), CommitId(job.start)
+        repo, start = Repository.open(Path(job.registry)), CommitId(job.start)
         op = load(job.op).from_params(job.params)
         run = Rehearsal(repo, Target(start, job.branch, start), job.seed, job.threads, id=job.run, engine=engine)
         for _ in op.apply(repo.view(start), run):  # ends with its training

@@ -31,10 +31,10 @@ def loop(config: dict[str, Any]) -> None:
 
 def main(path: Path) -> None:
     """Start Ray's workers on a job and wait for them; raises what they raised."""
-    import ray
+    import ray  # type: ignore[import-not-found]  # an extra
     import torch
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train import FailureConfig, RunConfig, ScalingConfig  # type: ignore[import-not-found]
+    from ray.train.torch import TorchConfig, TorchTrainer  # type: ignore[import-not-found]
 
     from . import rayed  # by its name: the workers import it, too
 

@@ -22,7 +22,7 @@ class Slurm:
 
     def start(self, job: Job, path: Path) -> Handle:
         """Submit. Raises WorkersFailed where there is no scheduler."""
-        import submitit
+        import submitit  # type: ignore[import-not-found]  # an extra
 
         try:
             executor = submitit.AutoExecutor(folder=path.parent / "slurm", cluster=self.cluster)
@@ -39,7 +39,7 @@ class Slurm:
 
 def task(entry: str, path: str) -> None:
     """One task of the job: where its peers are is told to torch, then it is a worker like any other."""
-    import submitit
+    import submitit  # type: ignore[import-not-found]  # an extra
 
     submitit.helpers.TorchDistributedEnvironment().export(overwrite=True)
     import_module(entry).main(path)

@@ -37,7 +37,8 @@ def joined(path: Path) -> Iterator[tuple[Job, ShardedEngine]]:
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     rank = dist.get_rank()
     if torch.cuda.is_available():
-        torch.cuda.set_device(dist.get_node_local_rank(rank) % torch.cuda.device_count())  # Slurm shows each task its own alone
+        local = dist.get_node_local_rank(rank)  # type: ignore[reportPrivateImportUsage]
+        torch.cuda.set_device(local % torch.cuda.device_count())  # Slurm shows each task its own alone
     (folder / f"rank-{rank}.pid").write_text(str(os.getpid()), encoding="utf-8")
     try:
         yield job, ShardedEngine(job, folder, _teller(folder) if rank == 0 else _silent)

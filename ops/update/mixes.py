@@ -175,9 +175,9 @@ def reward(parts: Sequence[Mapping[str, Any]], old: Mapping[str, Mapping[str, An
     None where a loss is no number.
     """
     pairs = [(part.get("loss_before"), part.get("loss_after")) for part in (*parts, *old.values())]
-    if any(not a or b is None for a, b in pairs):
+    changes = [(a - b) / a for a, b in pairs if a and b is not None]
+    if len(changes) < len(pairs):
         return None
-    changes = [(a - b) / a for a, b in pairs]
     falls, rises = changes[: len(parts)], [min(0.0, change) for change in changes[len(parts) :]]
     return math.fsum(falls) / len(falls) + (math.fsum(rises) / len(rises) if rises else 0.0)
 

@@ -49,7 +49,7 @@ def in_order(exponent: np.ndarray) -> np.ndarray:
     """Places of the elements in the order of their exponents, equals as they stand: int64 `[n]`."""
     if exponent.dtype == np.uint8 and len(exponent) >= LONG:  # counted in one pass, where numpy's sort leaves the cache
         from pyarrow import Array, py_buffer, uint8
-        from pyarrow.compute import array_sort_indices
+        from pyarrow.compute import array_sort_indices  # type: ignore[reportAttributeAccessIssue]  # made at import
 
         places = array_sort_indices(Array.from_buffers(uint8(), len(exponent), [None, py_buffer(exponent)]))
         return np.frombuffer(places.buffers()[1], np.int64, len(exponent))
@@ -148,7 +148,7 @@ def decode_sparse(data: memoryview, count: int, wanted: slice, base: Base, out: 
     if len(rest):
         raise CorruptRecord("a sparse block is longer than it says")
     planes, gaps = stacked(streams, changed), torch.empty(changed, dtype=torch.int32)
-    join_planes(planes[:4], gaps)
+    join_planes(list(planes[:4]), gaps)
     where = np.cumsum(gaps.numpy().astype(np.int64) + 1) - 1
     if changed and not 0 <= where.min() <= where.max() < count:
         raise CorruptRecord("a sparse block changes elements that do not exist")
