@@ -23,7 +23,7 @@ def render_drift(session: Session, steps: list[dict[str, Any]]) -> None:
     from .console import print_table
 
     paint = session.paint
-    columns = ("suite", "n", "accuracy", "mismatch", "at least", "length", "answered", "variety", "p (Holm)")
+    columns = ("suite", "n", "accuracy", "mismatch", "at least", "length", "p (Holm)")
     for step in steps:
         session.line(f"{paint.yellow(step['a'][:12])} -> {paint.yellow(step['b'][:12])}  {paint.cyan(step['op'])}")
         if not step["suites"]:
@@ -32,6 +32,9 @@ def render_drift(session: Session, steps: list[dict[str, Any]]) -> None:
         rows = [(name, *_row(s)) for name, s in step["suites"].items()]
         print_table(session.console(), columns, rows, right=columns[1:])
         for name, s in step["suites"].items():
+            for key in ("answered", "variety"):
+                if s[f"{key}_a"] != s[f"{key}_b"]:
+                    session.line(f"  {paint.cyan(name)}  {key}: {text.percent(s[f'{key}_a'])} -> {text.percent(s[f'{key}_b'])}")
             for form in s["forms"]:
                 if form["p"] < SURE:
                     shares = f"{text.percent(form['share_a'])} -> {text.percent(form['share_b'])}"
@@ -45,15 +48,8 @@ def render_drift(session: Session, steps: list[dict[str, Any]]) -> None:
 def _row(s: dict[str, Any]) -> tuple[str, ...]:
     length = "-" if s["length_ratio"] is None else f"{s['length_ratio']:.2f}x"
     accuracy = "-" if s["accuracy_a"] is None else f"{text.percent(s['accuracy_a'])} -> {text.percent(s['accuracy_b'])}"
-    return (
-        f"{s['n']:,}", accuracy, text.percent(s["mismatch"]), text.percent(s["mismatch_lower95"]), length,
-        _both(s, "answered"), _both(s, "variety"), "<0.0001" if s["p"] < 1e-4 else f"{s['p']:.4f}",
-    )  # fmt: skip
-
-
-def _both(s: dict[str, Any], key: str) -> str:
-    a, b = s[f"{key}_a"], s[f"{key}_b"]
-    return "-" if a is None else text.percent(a) if a == b else f"{text.percent(a)} -> {text.percent(b)}"
+    p = "<0.0001" if s["p"] < 1e-4 else f"{s['p']:.4f}"
+    return f"{s['n']:,}", accuracy, text.percent(s["mismatch"]), text.percent(s["mismatch_lower95"]), length, p
 
 
 def render_matrix(session: Session, document: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from .style import Paint
 from .text import printable
 
-WIDTH = 12  # cells of a full bar
+WIDTH = 6  # cells of a full bar
 EIGHTHS = " ▏▎▍▌▋▊▉"
 COLUMNS = ("block", "from", "heat", "new data", "old data", "difference", "plan")
 RIGHT = ("block", "from", "new data", "old data", "difference")
