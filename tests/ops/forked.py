@@ -5,10 +5,12 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import time
 import traceback
 from pathlib import Path
 from typing import Any
 
+from mlc.ops.engine.atoms import complete
 from mlc.ops.engine.job import Job
 from mlc.ops.engine.sharded import Finished
 from mlc.ops.engine.spread import SpreadEngine
@@ -53,6 +55,7 @@ class Forked:
                     def tell(**facts: Any) -> None:
                         step(**facts)
                         if facts.get("step") == self.kill[1]:
+                            until_saved(path.parent, job.workers)
                             os.kill(os.getpid(), signal.SIGKILL)
 
                     engine.tell = tell
@@ -86,6 +89,13 @@ class Forked:
     def words(self) -> str:
         path = self.folder / "words"
         return path.read_text() if path.exists() else ""
+
+
+def until_saved(folder: Path, workers: int, seconds: float = 60.0) -> None:
+    """Wait for a state to be whole: it is written while later steps run, and on a busy machine long after them."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not any(complete(state, workers) for state in folder.glob("state-*")):
+        time.sleep(0.05)
 
 
 def spread(op: Any, view: MemoryView, run: MemoryRun, workers: int, kill: tuple[int, int] | None = None) -> MemoryView:
