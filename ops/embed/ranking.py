@@ -83,6 +83,18 @@ class Gain:
     lower95: float
 
 
+SLACK = 0.01  # of mAP: where less than this is left to gain, as much may be lost
+
+
+def compatible(lower95: float, own: float) -> bool:
+    """BCT's criterion on the bound of the gain: the old gallery is surely searched better than by the old version itself.
+
+    own: the old version's mAP in its own gallery. Where that is all but perfect nothing can be gained; then it must surely not be worse
+    by SLACK.
+    """
+    return lower95 > 0.0 or (own > 1.0 - SLACK and lower95 > -SLACK)
+
+
 def paired_gain(after: Tensor, before: Tensor, *, rounds: int = 2000, seed: int = 0) -> Gain:
     """after, before: one score per query, in the same order, [n]. Compatible when the lower bound is above zero."""
     apart = after.double() - before.double()

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..base import Check, Run
-from .ranking import Ranking, paired_gain, rank, same_label
+from .ranking import Ranking, compatible, paired_gain, rank, same_label
 from .session import vectors
 from .texts import Labelled, read_labelled
 
@@ -41,8 +41,8 @@ class Pair:
 
     @property
     def compatible(self) -> bool:
-        """Searching with the new queries is surely better than searching with the old ones."""
-        return self.lower95 > 0.0
+        """Searching with the new queries is surely better than searching with the old ones, or as good where those are perfect."""
+        return compatible(self.lower95, self.map_old)
 
 
 def check(op: AlignEmbeddings, before: ModelView, after: ModelView, run: Run) -> Check:

@@ -12,7 +12,7 @@ from mlc.ops.embed.align import AlignEmbeddings
 from mlc.ops.embed.encoder import code, encode, load_encoder
 from mlc.ops.embed.heads import Basis, Rotated, load_head
 from mlc.ops.embed.losses import procrustes
-from mlc.ops.embed.ranking import paired_gain, rank, same_label
+from mlc.ops.embed.ranking import compatible, paired_gain, rank, same_label
 from mlc.ops.embed.session import completed
 from mlc.ops.embed.texts import read_labelled
 from mlc.registry.errors import BadInputFile, BadParameter, Incompatible
@@ -76,6 +76,13 @@ def test_equal_vectors_are_ranked_by_their_index():
 def test_labels_that_are_shared_are_relevant():
     found = same_label([("a",), ("b", "c")], [("a", "c"), ("d",), ("b",)])
     assert found.tolist() == [[True, False, False], [True, False, True]]
+
+
+def test_where_nothing_is_left_to_gain_as_good_is_good_enough():
+    assert compatible(0.001, 0.5)
+    assert not compatible(0.0, 0.5)
+    assert compatible(-0.005, 0.999)
+    assert not compatible(-0.02, 0.999)
 
 
 def test_a_gain_is_certain_only_when_queries_agree():
@@ -170,7 +177,7 @@ def test_an_alignment_gives_vectors_whose_first_part_lies_in_the_old_space(place
     verdict = op.check(new, after, run)
     pair = verdict.values["compat"]["pairs"][0]
     assert pair["slice"] == [0, 12]
-    assert verdict.passed == pair["compatible"] == (pair["lower95"] > 0)
+    assert verdict.passed == pair["compatible"] == compatible(pair["lower95"], pair["map_old"])
     assert json.loads(json.dumps(verdict.values, allow_nan=False)) == verdict.values
 
 
