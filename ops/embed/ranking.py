@@ -36,24 +36,19 @@ class Ranking:
         return float(self.precision.mean())
 
 
-def rank(queries: Tensor, gallery: Tensor, relevant: Tensor, *, skip_self: bool = False) -> Ranking:
-    """Search `queries` fp32 [q, d] in `gallery` fp32 [g, d] by cosine. relevant: bool [q, g]. skip_self: item i is left out for query i."""
+def rank(queries: Tensor, gallery: Tensor, relevant: Tensor) -> Ranking:
+    """Search `queries` fp32 [q, d] in `gallery` fp32 [g, d] by cosine. relevant: bool [q, g]."""
     queries, gallery = normalize(queries.float(), dim=-1), normalize(gallery.float(), dim=-1)
     parts = []
     step = max(1, CHUNK // max(1, len(gallery)))
     for start in range(0, len(queries), step):
         near = queries[start : start + step] @ gallery.T
-        if skip_self:
-            rows = torch.arange(len(near))
-            near[rows, rows + start] = -torch.inf
-        parts.append(_rank(near, relevant[start : start + step], skip_self))
+        parts.append(_rank(near, relevant[start : start + step]))
     return Ranking(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
-def _rank(near: Tensor, relevant: Tensor, skip_self: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _rank(near: Tensor, relevant: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     order = near.argsort(dim=-1, descending=True, stable=True)
-    if skip_self:
-        order = order[:, :-1]  # the item itself stands last
     hits = relevant.gather(1, order)
     found = hits.any(1)
     first = torch.where(found, hits.to(torch.int8).argmax(1), -1)

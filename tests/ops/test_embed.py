@@ -70,7 +70,7 @@ def test_cmc_and_map_equal_a_search_written_out():
 def test_equal_vectors_are_ranked_by_their_index():
     same = torch.ones(4, 3)
     assert rank(same[:1], same, torch.tensor([[False, False, True, False]])).first.tolist() == [2]
-    assert rank(same, same, torch.eye(4, dtype=torch.bool), skip_self=True).nearest.tolist() == [1, 0, 0, 0]
+    assert rank(same, same, torch.eye(4, dtype=torch.bool)).nearest.tolist() == [0, 0, 0, 0]
 
 
 def test_labels_that_are_shared_are_relevant():
