@@ -11,11 +11,13 @@ import torch
 from ..base import Change, Check, Run
 from ..data import Marks, Mixture, Source, pack, read_corpus
 from ..engine import LocalEngine, TrainSettings
+from ..engine.documents import reads_apart
 from ..engine.local import language_loss
 from ..models import load_core_tokenizer, special_tokens
 from ..update.full import Full
 from ..update.limits import USUAL_ROW, default_rate
 from ..update.lora import Lora
+from ..update.objective import UpdateLoss
 from ..update.precision import choose_precision
 from .answers import Held, hold, leave_documents, require_tokenizer
 from .measure import beside
@@ -35,12 +37,14 @@ def apply(op: Align, view: ModelView, run: Run) -> Iterator[Change]:
     leave_documents(op.data, run)
     run.record("compat_teacher", held.old.facts())
     trained, _ = kept_out(held.anchors, op.holdout)
-    text = _text(op, view, run) if op.texts else None
+    text, begins = _text(op, view, run) if op.texts else (None, {})
     share = 1 - sum(t.share for t in op.texts)
     rows = with_anchors(text, held.anchors, trained, share, batch=op.batch, seed=run.seed)
     method = Lora(op.lora, view, run.seed) if op.lora is not None else Full(view)
     settings = resolve(op, view, run, held)
-    objective = Compatible(held.settings, held.anchors, held.old, held.new, len(rows.sources) - 1, language_loss)
+    apart = bool(begins) and reads_apart(method.module, next(iter(begins.values())))
+    plain = UpdateLoss(begins=begins) if apart else language_loss
+    objective = Compatible(held.settings, held.anchors, held.old, held.new, len(rows.sources) - 1, plain)
     outcome = LocalEngine().train(method.module, rows, settings, run, objective=objective)
     facts = {"method": op.method, "lr": settings.lr, "anchors": len(trained), "precision": settings.precision, "threads": settings.threads}
     run.record("training", {**facts, "curve": [list(point) for point in outcome.curve]})
@@ -52,8 +56,8 @@ def _held(op: Align, view: ModelView, run: Run) -> Held:
     return hold(op.settings, op.data, view, op.to, new, run, new_name="the version that is trained")
 
 
-def _text(op: Align, view: ModelView, run: Run) -> Mixture:
-    """Rows of text to go on with, each file by its share of all text."""
+def _text(op: Align, view: ModelView, run: Run) -> tuple[Mixture, dict[int, int]]:
+    """Rows of text to go on with, each file by its share of all text; by number of a source the id that begins its documents."""
     require_tokenizer(view)
     core = load_core_tokenizer(view)
     special = special_tokens(view, core)
@@ -61,13 +65,16 @@ def _text(op: Align, view: ModelView, run: Run) -> Mixture:
     limit = (view.config or {}).get("max_position_embeddings")
     length = min(USUAL_ROW, limit) if isinstance(limit, int) else USUAL_ROW
     total = sum(t.share for t in op.texts)
-    sources = []
+    sources, begins = [], {}
     for number, source in enumerate(op.texts):
         corpus = read_corpus(source.path or "", role="text")
         run.input(corpus.record)
         leave_documents(source.path or "", run)
-        sources.append(Source(f"text{number}", pack(corpus, core, marks, length).train, source.share / total))
-    return Mixture(sources, batch=op.batch, seed=run.seed)
+        packed = pack(corpus, core, marks, length)
+        sources.append(Source(f"text{number}", packed.train, source.share / total))
+        if packed.begin is not None:
+            begins[number] = packed.begin
+    return Mixture(sources, batch=op.batch, seed=run.seed), begins
 
 
 def resolve(op: Align, view: ModelView, run: Run, held: Held) -> TrainSettings:

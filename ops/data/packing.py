@@ -1,8 +1,9 @@
 """From text to rows of equal length. A row starts with BOS and holds `seq_len` tokens; nothing is padded, nothing is masked.
 
 Running text is cut as it comes. Documents are laid end to end with EOS and BOS between them, so that a row may hold several and a
-document may go on in the next row. What is held out is chosen by content, not by seed: the tail of a running text (neighbouring rows
-share their story), else the documents with the smallest digests, so that two runs are measured on the same part.
+document may go on in the next row; `Packed.begin` says where one begins, for a model to read each as if it stood alone. What is held
+out is chosen by content, not by seed: the tail of a running text (neighbouring rows share their story), else the documents with the
+smallest digests, so that two runs are measured on the same part.
 """
 
 from __future__ import annotations
@@ -42,11 +43,16 @@ class Marks:
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """Rows to train on and rows to measure on, int64 [n, seq_len] each; `tokens` counts the corpus."""
+    """Rows to train on and rows to measure on, int64 [n, seq_len] each; `tokens` counts the corpus.
+
+    begin: the id that begins every document and stands nowhere else. None for running text, and where a document holds that id itself
+    (a conversation, say, whose turns end with it): such documents cannot be told apart by their tokens.
+    """
 
     train: Tensor
     held: Tensor
     tokens: int
+    begin: int | None = None
 
 
 def encode(core: Any, texts: Sequence[str]) -> list[list[int]]:
@@ -65,10 +71,11 @@ def pack(corpus: Corpus, core: Any, marks: Marks, seq_len: int, *, holdout: floa
         rows = cut(stream, seq_len, marks.first)
         spare = min(math.ceil(len(rows) * holdout), len(rows) - least) if holdout else 0
         train, held = rows[: len(rows) - max(spare, 0)], rows[len(rows) - max(spare, 0) :]
-        total = len(stream)
+        total, begin = len(stream), None
     else:
         ids = encode(core, corpus.documents)
         total = sum(map(len, ids))
+        begin = None if any(marks.first in document for document in ids) else marks.first
         kept, spared = _split_documents(corpus.documents, ids, seq_len, holdout)
         train, held = cut(_lay(kept, marks), seq_len, marks.first), cut(_lay(spared, marks), seq_len, marks.first)
         if len(train) < least:  # too small to spare anything
@@ -79,7 +86,7 @@ def pack(corpus: Corpus, core: Any, marks: Marks, seq_len: int, *, holdout: floa
             hint="add text, or lower --batch or --seq-len",
             path=corpus.record.name,
         )
-    return Packed(train, held, total)
+    return Packed(train, held, total, begin)
 
 
 def cut(stream: Sequence[int], seq_len: int, first: int | None) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..base import Diverged
 from .base import Attached, Feed, Masks, Objective, Outcome, State, TrainSettings, Watch
+from .documents import logits_of
 from .resuming import STABLE, check_same, gathered, slowed
 from .saving import Saver
 from .schedule import learning_rate, stable_steps
@@ -274,11 +275,10 @@ def token_losses(logits: Tensor, ids: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def mean_loss(module: nn.Module, rows: Tensor, *, batch: int = 8) -> float:
-    """Mean next-token loss in nats over rows int64 [n, seq_len]; sums in fp64."""
+def mean_loss(module: nn.Module, rows: Tensor, *, batch: int = 8, begin: int | None = None) -> float:
+    """Mean next-token loss in nats over rows int64 [n, seq_len]; sums in fp64. `begin`: see `documents.positions`."""
     module.eval()
     where = next(module.parameters()).device
-    sums = [
-        token_losses(module(input_ids=p.to(where), use_cache=False).logits, p.to(where)).double().sum().item() for p in rows.split(batch)
-    ]
+    parts = (p.to(where) for p in rows.split(batch))
+    sums = [token_losses(logits_of(module, p, (begin,) * len(p)), p).double().sum().item() for p in parts]
     return sum(sums) / (rows.shape[0] * (rows.shape[1] - 1))

@@ -237,18 +237,21 @@ def _tried(op: Update, view: ModelView, run: Run) -> dict[str, Any]:
     from ..models import load_model
     from .limits import row_length
     from .riders import blended
-    from .rows import prepare
+    from .rows import prepare, read_apart
 
     asked, aside = candidates(op, view), _Aside(run)
     size = sizes(op, row_length(op, view), len(asked))
     small = replace(op, auto=False, steps=size.steps, batch=size.batch, seq_len=size.seq_len, grad_accum=1, save_every=0, dedup="none")
     most = next(options for name, options in reversed(asked.items()) if name.endswith(" 50%"))
     rows: Any = prepare(replace(small, replay=most["replay"], holdout=op.holdout or 0.05), view, aside)  # type: ignore[arg-type]
-    new, old = rows.held[:MEASURED], torch.cat(list(rows.old.values()))[:MEASURED]
     with threads(run.threads):
         parent = placed(load_model(view, dtype=torch.float32))
+        rows = read_apart(rows, parent)
+        said = {rows.begins.get(f"old {label}") for label in rows.old}
+        new = rows.held[:MEASURED], rows.begins.get("data")
+        old = torch.cat(list(rows.old.values()))[:MEASURED], said.pop() if len(said) == 1 else None
         start = {n: p.detach().clone() for n, p in parent.named_parameters()}
-        before = _losses(parent, new), _losses(parent, old)
+        before = _losses(parent, *new), _losses(parent, *old)
         trials: list[Trial] = []
         blends: list[Trial] = []
         for number, (name, options) in enumerate(asked.items()):
@@ -264,7 +267,7 @@ def _tried(op: Update, view: ModelView, run: Run) -> dict[str, Any]:
                         parameter.copy_(blended(start[n], ends[n], share))
                 blends.append(_trial(f"{name}, blend {share:g}", {**options, "blend": share}, parent, (new, old), before))
         run.progress("trials", len(asked), len(asked))
-    measured = (len(new) + len(old)) * size.seq_len * (len(trials) + len(blends) + 1)
+    measured = (len(new[0]) + len(old[0])) * size.seq_len * (len(trials) + len(blends) + 1)
     cost = {"tokens": size.tokens, "budget": size.budget, "measured_tokens": measured, "steps": size.steps, "batch": size.batch}
     told = {"old_text": "self" if not op.replays else ", ".join(rows.old), "seq_len": size.seq_len, "keep": KEEP}
     return {**judged([*trials, *blends]), **cost, **told}
@@ -290,16 +293,20 @@ def _trained(op: Update, view: ModelView, run: Any, rows: Prepared) -> nn.Module
     return method.module
 
 
-def _trial(name: str, options: dict[str, Any], module: Any, rows: tuple[Tensor, Tensor], before: tuple[list[float], list[float]]) -> Trial:
-    new, old = (_losses(module, part) for part in rows)
+_Part = tuple["Tensor", int | None]  # rows that are measured, and what begins a document in them
+
+
+def _trial(name: str, options: dict[str, Any], module: Any, rows: tuple[_Part, _Part], before: tuple[list[float], list[float]]) -> Trial:
+    new, old = (_losses(module, *part) for part in rows)
     gains = tuple(a - b for a, b in zip(before[0], new, strict=True))
     rises = tuple(b - a for a, b in zip(before[1], old, strict=True))
     return Trial(name, {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}, gains, rises)
 
 
-def _losses(module: Any, rows: Tensor) -> list[float]:
+def _losses(module: Any, rows: Tensor, begin: int | None) -> list[float]:
     import torch
 
+    from ..engine.documents import logits_of
     from ..engine.local import token_losses
 
     module.eval()
@@ -308,5 +315,5 @@ def _losses(module: Any, rows: Tensor) -> list[float]:
     with torch.no_grad():
         for part in rows.split(16):
             ids = part.to(where)
-            found += token_losses(module(input_ids=ids, use_cache=False).logits, ids).double().mean(1).tolist()
+            found += token_losses(logits_of(module, ids, (begin,) * len(ids)), ids).double().mean(1).tolist()
     return found

@@ -10,13 +10,14 @@ pass of the parent on those rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from ..engine.documents import logits_of
 from ..engine.local import token_losses
 
 if TYPE_CHECKING:
@@ -41,16 +42,26 @@ class SelfTaught:
 
 
 class UpdateLoss:
-    """Cross-entropy on the rows of text, the parent's distributions on the rows it sampled, and what is added to that."""
+    """Cross-entropy on the rows of text, the parent's distributions on the rows it sampled, and what is added to that.
 
-    def __init__(self, *, taught: SelfTaught | None = None, weigh: Weigh | None = None, terms: Sequence[Term] = ()) -> None:
-        self.taught, self.weigh, self.terms = taught, weigh, tuple(terms)
+    begins: by number of a source the id that begins each of its documents, which are read apart (`engine/documents.py`).
+    """
+
+    def __init__(
+        self,
+        *,
+        taught: SelfTaught | None = None,
+        weigh: Weigh | None = None,
+        terms: Sequence[Term] = (),
+        begins: Mapping[int, int] | None = None,
+    ) -> None:
+        self.taught, self.weigh, self.terms, self.begins = taught, weigh, tuple(terms), dict(begins or {})
         if taught is not None:
             taught.parent.eval().requires_grad_(False)
 
     def __call__(self, module: nn.Module, batch: Batch) -> Tensor:
         """Mean over all predicted tokens of the batch, in nats."""
-        logits = module(input_ids=batch.ids, use_cache=False).logits
+        logits = logits_of(module, batch.ids, [self.begins.get(source) for source in batch.source])
         source = self.taught.source if self.taught is not None else -1
         own = [i for i, s in enumerate(batch.source) if s == source]
         text = [i for i, s in enumerate(batch.source) if s != source]

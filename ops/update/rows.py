@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...registry.errors import BadInputFile
 from ...registry.records import InputRecord
 from ..data import Corpus, Marks, Mixture, Source, pack, read_corpus
 from ..data.duplicates import read_thinned
 from ..data.mixing import Turning
+from ..engine.documents import reads_apart
 from ..models import load_core_tokenizer, special_tokens
 from .limits import row_length
 from .mixes import domains, shares
@@ -41,6 +42,13 @@ class Prepared:
     parts: dict[str, Tensor] = field(default_factory=dict)  # digest of each corpus that is learned -> its held-out rows
     places: tuple[int, ...] = (0,)  # their numbers among the sources
     corpora: dict[str, str] = field(default_factory=dict)  # name of a source -> digest of the file it was read from
+    # Name of a source, or "old " and a label, or "part " and a digest -> the id that begins each document there (`Packed.begin`)
+    begins: dict[str, int | None] = field(default_factory=dict)
+
+    def beginnings(self) -> dict[int, int]:
+        """`begins` by the number of a source."""
+        found = ((number, self.begins.get(source.name)) for number, source in enumerate(self.mixture.sources))
+        return {number: begin for number, begin in found if begin is not None}
 
 
 def prepare(op: Update, view: ModelView, run: Run) -> Prepared:
@@ -65,6 +73,7 @@ def prepare(op: Update, view: ModelView, run: Run) -> Prepared:
         picked, origin = selected(op, view, run, packs[0].train, pack(aim, core, marks, length).train)
         sources = [Source("data", picked, fractions[0], origin)]
     corpora = {"data": inputs[0].digest}
+    begins: dict[str, int | None] = {"data": packs[0].begin}
     old: dict[str, Tensor] = {}
     for number, replay in enumerate(op.replays):
         if replay.path is None:
@@ -75,11 +84,14 @@ def prepare(op: Update, view: ModelView, run: Run) -> Prepared:
             inputs.append(text.record)
             corpora[f"replay{number}"] = text.record.digest
             rows, spare = parts.train, parts.held if len(parts.held) else parts.train
+            begins[f"replay{number}"] = begins[f"old {text.record.name}"] = parts.begin
         sources.append(Source(f"replay{number}", rows, replay.share))
         old[replay.label if replay.path is None else inputs[-1].name] = evenly(spare)
     for number, (part, corpus, share) in enumerate(zip(packs[1:], read[1:], fractions[1:], strict=True)):
         sources.append(Source(f"mix{number}", part.train, share))  # behind replay, whose numbers stay
         corpora[f"mix{number}"] = corpus.record.digest
+        begins[f"mix{number}"] = part.begin
+    begins |= {f"part {corpus.record.digest}": part.begin for corpus, part in zip(read, packs, strict=True)}
     held = {c.record.digest: evenly(part.held if len(part.held) else part.train) for part, c in zip(packs, read, strict=True)}
     made = Turning if op.mix_policy == "skillit" else Mixture
     return Prepared(
@@ -92,7 +104,18 @@ def prepare(op: Update, view: ModelView, run: Run) -> Prepared:
         held,
         (0, *range(1 + len(op.replays), len(sources))),
         corpora,
+        begins,
     )
+
+
+def read_apart(rows: Prepared, module: nn.Module, run: Run | None = None) -> Prepared:
+    """The rows with their documents apart, or without where one stands beside another and the model cannot but read on."""
+    begin = next((begin for begin in rows.begins.values() if begin is not None), None)
+    if begin is None or reads_apart(module, begin):
+        return rows
+    if run is not None:
+        run.note("this architecture reads the documents of one row as one text: short ones are learned worse than they could be")
+    return replace(rows, begins={})
 
 
 def _differ(read: list[Corpus]) -> None:

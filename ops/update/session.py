@@ -33,7 +33,7 @@ from .picture import count_duplicates
 from .precision import choose_precision
 from .protect import Anchored, protection
 from .riders import Ema, riders
-from .rows import Prepared, prepare
+from .rows import Prepared, prepare, read_apart
 from .skillit import Mixer, mixers
 from .stable import begun, kept
 
@@ -68,6 +68,7 @@ def apply(op: Update, view: ModelView, run: Run) -> Iterator[Change]:
         run.note("the data is too small to hold a part out: the check measures rows that were trained on")
     method = method_of(op, view, run, rows)
     placed(method.module)  # what is measured and kept of the parent lies where it is trained
+    rows = read_apart(rows, method.module, run)
     start = begun(view, run) if op.begin == "stable" else None
     settings = resolve(op, view, run, start)
     mixture, objective = rows.mixture, objective_of(op, view, run, rows)
@@ -128,9 +129,11 @@ def objective_of(op: Update, view: ModelView, run: Run, rows: Prepared) -> Objec
     """The loss on a batch without the pulls on the weights, which wrap it; `objective.py` says what lies over what."""
     own = next((n for n, r in enumerate(op.replays, start=1) if r.distilled), None)
     weigh = partial(row_weights, strategy=op.reweight, r=op.reweight_r) if op.reweight != "none" else None
+    begins = rows.beginnings()
     if own is None:
-        return language_loss if weigh is None else UpdateLoss(weigh=weigh)
-    return UpdateLoss(taught=SelfTaught(placed(load_model(view, dtype=torch.float32)), own), weigh=weigh)
+        return language_loss if weigh is None and not begins else UpdateLoss(weigh=weigh, begins=begins)
+    taught = SelfTaught(placed(load_model(view, dtype=torch.float32)), own)
+    return UpdateLoss(taught=taught, weigh=weigh, begins=begins)
 
 
 def _controls(protected: dict[str, Any], along: Sequence[Attached]) -> dict[str, Any]:
@@ -233,10 +236,11 @@ def _fell(op: Update, rows: Prepared, was: dict[str, float | None], now: dict[st
 
 def _losses(view: ModelView, rows: Prepared) -> dict[str, float | None]:
     module = placed(load_model(view, dtype=torch.float32))
+    begins = read_apart(rows, module).begins
     parts: dict[str, Tensor] = {"data": rows.held, **{f"old {k}": v for k, v in rows.old.items()}}
     if len(rows.parts) > 1:
         parts |= {f"part {corpus}": held for corpus, held in rows.parts.items()}
-    return {name: _number(mean_loss(module, part)) for name, part in parts.items()}
+    return {name: _number(mean_loss(module, part, begin=begins.get(name))) for name, part in parts.items()}
 
 
 def _said(loss: float | None) -> str:

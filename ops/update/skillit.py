@@ -24,7 +24,15 @@ class Mixer:
     """Rides along with a run and turns its feed. `places`: the domains' numbers among the sources; what other sources have, they keep."""
 
     def __init__(
-        self, feed: Turning, held: Sequence[Tensor], places: Sequence[int], rule: SkillIt, *, every: int, accum: int, steps: int
+        self,
+        feed: Turning,
+        held: Sequence[tuple[Tensor, int | None]],
+        places: Sequence[int],
+        rule: SkillIt,
+        *,
+        every: int,
+        accum: int,
+        steps: int,
     ) -> None:
         self.feed, self.held, self.places, self.rule = feed, tuple(held), tuple(places), rule
         self.every, self.accum, self.steps = every, accum, steps
@@ -37,7 +45,7 @@ class Mixer:
         if done % self.every or done >= self.steps:
             return
         training = module.training
-        self.losses.append([mean_loss(module, rows) for rows in self.held])
+        self.losses.append([mean_loss(module, rows, begin=begin) for rows, begin in self.held])
         module.train(training)
         self.feed.turn(done * self.accum, self._shares())
 
@@ -75,5 +83,5 @@ def mixers(op: Update, rows: Prepared) -> tuple[Mixer, ...]:
     if not isinstance(rows.mixture, Turning):
         return ()
     rule = SkillIt(graph_of(op), op.mix_eta, op.mix_window)
-    held = [part[:: max(1, len(part) // MEASURED)][:MEASURED] for part in rows.parts.values()]
+    held = [(part[:: max(1, len(part) // MEASURED)][:MEASURED], rows.begins.get(f"part {corpus}")) for corpus, part in rows.parts.items()]
     return (Mixer(rows.mixture, held, rows.places, rule, every=turning_every(op), accum=op.grad_accum, steps=op.steps),)

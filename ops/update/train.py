@@ -33,7 +33,7 @@ class Update(Operation):
     """Train a language model further on new text."""
 
     name: ClassVar[str] = "update"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2  # 2: documents of a row are read apart
     needs_forward: ClassVar[bool] = True
     retunable: ClassVar[tuple[str, ...]] = ("slow",)
 
