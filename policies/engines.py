@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ..registry.records import Json
     from ..registry.repository import Repository
     from .runs import ActiveRun
+    from .settings import Waiting
     from .targets import Target
 
 Kind = Literal["local", "torchrun", "ray", "slurm"]
@@ -66,11 +67,13 @@ def chosen(word: str | None, op: Operation) -> Choice:
     return choice
 
 
-def engaged(choice: Choice, repo: Repository, op: Operation, params: dict[str, Json], target: Target, active: ActiveRun) -> Engine | None:
-    """The engine that trains in other processes; None for this one."""
+def engaged(
+    choice: Choice, repo: Repository, op: Operation, params: dict[str, Json], target: Target, active: ActiveRun, waiting: Waiting
+) -> Engine | None:
+    """The engine that trains in other processes; None for this one. `waiting`: how long it waits for them."""
     if choice.kind == "local":
         return None
-    from ..ops.engine.job import Job
+    from ..ops.engine.job import Job, Patience
     from ..ops.engine.spread import SpreadEngine
     from .runs import STATE
 
@@ -88,8 +91,9 @@ def engaged(choice: Choice, repo: Repository, op: Operation, params: dict[str, J
         directory=str(Path.cwd()),
         lock=str((active.place / "lock").absolute()),
     )
+    patience = Patience(waiting.start, waiting.queue, waiting.silence)
     active.scratch = active.scratch.absolute()  # workers may stand elsewhere
-    return SpreadEngine(str(choice), launcher(choice), job, (active.place / STATE).absolute())
+    return SpreadEngine(str(choice), launcher(choice), job, (active.place / STATE).absolute(), patience)
 
 
 def launcher(choice: Choice) -> Launcher:

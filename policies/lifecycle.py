@@ -169,7 +169,7 @@ def _attempt(court: Court, op: Operation, target: Target, plan: Plan, active: Ac
     repo = court.repo
     before = repo.view(target.start)
     choice = chosen(court.request.engine or active.info.engine, op)
-    active.engine = engaged(choice, repo, op, _fields(op), target, active)
+    active.engine = engaged(choice, repo, op, _fields(op), target, active, court.request.config.engine)
     with repo.ingest(active.info.txid, estimate=plan.bytes_touched) as tx:
         if tx.recorded is not None and tx.recorded.body.get("commit"):
             return _told_again(repo, CommitId(tx.recorded.body["commit"]), target, active)

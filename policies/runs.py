@@ -13,6 +13,7 @@ import fcntl
 import json
 import os
 import secrets
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from .outcome import Progress
 
 STATE = "state.safetensors"
+TRIES = 4  # at a lock that others may hold for an instant
 
 
 class RunNotFound(NotFound):
@@ -275,10 +277,12 @@ def _asked(info: RunInfo) -> dict[str, Json]:
 
 
 def _take(lock: int, run_id: str) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise Locked(f"run {run_id} is being worked on by another process", hint="mlc runs") from None
+    """Whoever asks whether somebody works on a run holds its lock for an instant: a worker whose conductor was killed, `mlc runs`."""
+    for waited in range(TRIES):
+        with contextlib.suppress(BlockingIOError):
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        time.sleep(0.05 if waited < TRIES - 1 else 0)
+    raise Locked(f"run {run_id} is being worked on by another process", hint="mlc runs")
 
 
 def _read_state_meta(path: Path) -> tuple[int, dict[str, Json]] | None:

@@ -38,6 +38,14 @@ class EvalTable(Table):
     batch_tokens: int = Field(default=8192, ge=1)
 
 
+class EngineTable(Table):
+    """`[engine]`, in seconds"""
+
+    start: Number = Field(default=600.0, gt=0)
+    queue: Number = Field(default=86_400.0, gt=0)
+    silence: Number = Field(default=300.0, gt=0)
+
+
 class PolicyTable(Table):
     """`[policy]`"""
 
@@ -57,6 +65,7 @@ class SettingsFile(Table):
 
     registry: RegistryTable = Field(default_factory=RegistryTable)
     eval: EvalTable = Field(default_factory=EvalTable)
+    engine: EngineTable = Field(default_factory=EngineTable)
     policy: PolicyTable = Field(default_factory=PolicyTable)
     remote: dict[str, RemoteTable] = {}
     limits: dict[str, int] = {}

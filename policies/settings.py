@@ -31,6 +31,15 @@ class Remote:
 
 
 @dataclass(frozen=True, slots=True)
+class Waiting:
+    """How long a run waits for the workers of `--engine` before it gives up on them, in seconds. It stays and can be resumed."""
+
+    start: float = 600.0  # from their turn until all are there: processes start, import and find each other
+    queue: float = 86_400.0  # for their turn, where a scheduler has a queue
+    silence: float = 300.0  # between two signs of life of a worker; a shared file system may show them a minute late
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """What `mlc.toml` says, after defaults. `root` is the directory that suite and policy paths are relative to."""
 
@@ -42,6 +51,7 @@ class Settings:
     seeds: tuple[int, ...] = (0,)
     batch_tokens: int = 8192
     policy_files: tuple[str, ...] | None = None  # None: `policies/*.toml`, and the built-in policy where there is none
+    engine: Waiting = field(default_factory=Waiting)
     protected: tuple[str, ...] = ()  # aliases whose moves are judged again and confirmed
     remotes: dict[str, Remote] = field(default_factory=dict)
     limits: Limits = DEFAULT  # what an untrusted file may hold
@@ -126,6 +136,7 @@ def _frozen(root: Path, checked: SettingsFile, document: Document) -> Settings:
         seeds=tuple(checked.eval.seeds),
         batch_tokens=checked.eval.batch_tokens,
         policy_files=None if checked.policy.files is None else tuple(checked.policy.files),
+        engine=Waiting(checked.engine.start, checked.engine.queue, checked.engine.silence),
         protected=tuple(checked.policy.protected),
         remotes={name: Remote(remote.url, remote.sign) for name, remote in checked.remote.items()},
         limits=dataclasses.replace(DEFAULT, **checked.limits),

@@ -1,7 +1,7 @@
 """What workers are told and what they say back: a job is a folder that all of them see. Imports no torch.
 
 attempt-1/job.json        what to do: everything is a function of it and of the registry, which workers only read
-          rank-0.pid      one per worker, once it runs
+          rank-0.json     one per worker, once it runs: who it is; touched while it lives
           progress.jsonl  one line per event, written by worker 0, read by the conductor
           fault-0.json    the error of a worker, in the words that people are to see
           words           what the launcher and the workers wrote to stderr
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any, Protocol
 
 from ...registry.errors import RemoteError
 
+OVER = "over"
 LINES = 3  # of what workers wrote, when there is no error among it
 # Lines that a launcher writes beside what the workers said.
 _CHATTER = re.compile(r"^(\[?rank\d+\]?:?\s*)?([WEI]\d{4} |\s*$|\*+$|Setting OMP_NUM_THREADS|Traceback|\s+File |\s{4,}|\[W\d|=+$|-+$)")
@@ -27,6 +29,15 @@ _ERROR = re.compile(
     r"(?:^|\s)((?:[A-Za-z_]\w*\.)*(?:[A-Z]\w*)?(?:Error|Exception|Interrupt)\b: .*"
     r"|\S*python\S*: (?:No module|can't open).*)"
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long the conductor waits for workers, in seconds; whose choice that is lies above this room."""
+
+    start: float  # from their turn until all are there
+    queue: float  # for their turn, where a scheduler has a queue
+    silence: float  # between two signs of life
 
 
 class WorkersFailed(RemoteError):
@@ -72,11 +83,15 @@ class Handle(Protocol):
     """Workers that were started."""
 
     def poll(self) -> int | None:
-        """None while they run, then 0 when all ended well."""
+        """None while they run, then 0 when all ended well; minus a signal's number when what started them was killed by it."""
+        ...
+
+    def queued(self) -> bool:
+        """Whether they wait for their turn."""
         ...
 
     def stop(self) -> None:
-        """End them, and wait until they have ended."""
+        """End them, and what started them; never raises because a scheduler does not answer."""
         ...
 
     def words(self) -> str:
@@ -110,6 +125,15 @@ class Tail:
         self._at += len(whole)
         for line in whole.splitlines():
             yield json.loads(line)
+
+
+def killed(code: int) -> str:
+    """In words, what became of something whose exit status is minus the number of a signal."""
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    return f"what started them was killed ({name})"
 
 
 def first_words(text: str) -> str:

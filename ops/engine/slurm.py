@@ -5,13 +5,25 @@ The registry must lie where all nodes see it. A scheduler that ends the job ends
 
 from __future__ import annotations
 
+import logging
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from .atoms import complete
 from .job import Handle, Job, WorkersFailed
 
 LONGEST = 24 * 60  # minutes, unless SBATCH_TIMELIMIT says something else
+SHOWN = 15.0  # seconds until files of another node are seen here
+QUEUED = ("PENDING", "READY", "REQUEUED", "CONFIGURING")
+WELL = ("COMPLETED", "FINISHED")  # Slurm's word, and that of the executor on this machine
+KILLED = ("INTERRUPTED",)  # the executor on this machine
 
 
 class Slurm:
@@ -24,6 +36,7 @@ class Slurm:
         """Submit. Raises WorkersFailed where there is no scheduler."""
         import submitit  # type: ignore[import-not-found]  # an extra
 
+        logging.getLogger("submitit").handlers.clear()  # it writes to stdout, which is not its own
         try:
             executor = submitit.AutoExecutor(folder=path.parent / "slurm", cluster=self.cluster)
         except RuntimeError as fault:
@@ -34,7 +47,7 @@ class Slurm:
         executor.update_parameters(name=f"mlc-{job.run}", tasks_per_node=job.workers, timeout_min=LONGEST)
         if self.cluster == "slurm":
             executor.update_parameters(cpus_per_task=job.own_threads)
-        return Submitted(executor.submit(task, job.entry, str(path)))
+        return Submitted(executor.submit(task, job.entry, str(path)), partial(_left, path.parent, job.workers))
 
 
 def task(entry: str, path: str) -> None:
@@ -45,21 +58,43 @@ def task(entry: str, path: str) -> None:
     import_module(entry).main(path)
 
 
-class Submitted:
-    """A job that was handed to the scheduler."""
+def _left(folder: Path, workers: int) -> bool:
+    """Whether the tasks left all that there can be: their work, or an error in words."""
+    return complete(folder / "result", workers) or any(folder.glob("fault-*.json"))
 
-    def __init__(self, job: Any) -> None:
-        self._job = job
+
+class Submitted:
+    """A job that was handed to the scheduler. `seen`: whether what its tasks left is to be seen here."""
+
+    def __init__(self, job: Any, seen: Callable[[], bool], clock: Callable[[], float] = time.monotonic) -> None:
+        self._job, self._seen, self._clock = job, seen, clock
+        self._ended: float | None = None
 
     def poll(self) -> int | None:
+        """See `Handle`. A job that went well is over when what it left can be seen: shared file systems take their time."""
         if not self._job.done():
             return None
-        return int(self._job.exception() is not None)
+        state = self._state()
+        if state in KILLED:
+            return -signal.SIGKILL
+        if state not in WELL:
+            return 1
+        self._ended = self._clock() if self._ended is None else self._ended
+        return 0 if self._seen() or self._clock() - self._ended > SHOWN else None
+
+    def queued(self) -> bool:
+        return self._state() in QUEUED
 
     def stop(self) -> None:
-        if not self._job.done():
-            self._job.cancel()
+        """Take the job back. A scheduler that does not answer cannot be told; the tasks see for themselves that it is over."""
+        with suppress(OSError, subprocess.SubprocessError):
+            if not self._job.done():
+                self._job.cancel(check=False)
 
     def words(self) -> str:
         """What the tasks wrote; when they wrote nothing, what the scheduler says of them."""
-        return self._job.stderr() or f"the scheduler says {self._job.state}"
+        return self._job.stderr() or f"the scheduler says {self._state()}"
+
+    def _state(self) -> str:
+        """The first word of what the scheduler says: it may add by whom."""
+        return (self._job.state.split() or ["UNKNOWN"])[0]

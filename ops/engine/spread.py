@@ -23,25 +23,28 @@ from ...registry.errors import BadParameter, MlcError
 from ..base import Diverged
 from .atoms import Atoms, Pieces, complete
 from .base import Attached, Feed, Masks, Objective, Outcome, State, TrainSettings, Watch
-from .job import Job, Launcher, Tail, WorkersFailed, first_words
+from .job import OVER, Handle, Job, Launcher, Patience, Tail, WorkersFailed, first_words, killed
 from .local import curve
+from .presence import Presence, end
 from .resuming import FOLDER, STABLE, STABLE_FOLDER, check_same, folder_of, slowed, whole, without_stable
 
 if TYPE_CHECKING:
     from ..base import Run
 
 LOOK = 0.05  # seconds between looks at what the workers say
+LAST = 20.0  # seconds that what started the workers has to end, once their work is there
 ALIGNED = 64  # bytes
 
 
 class SpreadEngine:
     """Trains `job.op` by `launcher` on `job.workers` processes.
 
-    name: what `--engine` was given. state: the file of the run's saved state.
+    name: what `--engine` was given. state: the file of the run's saved state. patience: how long is waited for workers.
     """
 
-    def __init__(self, name: str, launcher: Launcher, job: Job, state: Path) -> None:
+    def __init__(self, name: str, launcher: Launcher, job: Job, state: Path, patience: Patience) -> None:
         self.name, self.launcher, self.job, self.state = name, launcher, job, state
+        self.patience = patience
 
     def train(
         self,
@@ -96,23 +99,39 @@ class _Attempt:
         self.from_state = self._resumed()
 
     def carry_out(self) -> None:
-        """Start, follow, end. Raises what a worker raised, or WorkersFailed."""
+        """Start, follow, end. Raises what a worker raised, or WorkersFailed. Nobody on this machine works on it afterwards."""
+        for before in self.run.scratch.glob("attempt-*"):
+            end(before)  # whoever conducted it was killed: its workers may not have seen that yet
         self.folder.mkdir(parents=True)
         job = replace(self.engine.job, state=self.from_state)
         tail = Tail(self.folder / "progress.jsonl")
+        presence = Presence(self.folder, job.workers, self.engine.patience)
         handle = self.engine.launcher.start(job, job.write(self.folder))
         try:
-            while (code := handle.poll()) is None:
-                self._follow(tail)
-                time.sleep(LOOK)
-            self._follow(tail)
+            reason = self._followed(handle, tail, presence)
         finally:
-            (self.folder / "over").touch()
+            (self.folder / OVER).touch()
             handle.stop()
+            end(self.folder)
+        self._follow(tail)
         if fault := self._fault():
             raise fault
-        if code != 0 or not complete(self.folder / "result", job.workers):
-            raise self._failed(handle.words())
+        if not complete(self.folder / "result", job.workers):
+            raise self._failed(reason or first_words(handle.words()), presence.came)
+
+    def _followed(self, handle: Handle, tail: Tail, presence: Presence) -> str:
+        """Follow the workers until they have ended; why it was no use to wait any longer, or what became of them, "" when they say it."""
+        done = 0.0
+        while (code := handle.poll()) is None:
+            self._follow(tail)
+            if complete(self.folder / "result", self.engine.job.workers):
+                done = done or time.monotonic()
+                if time.monotonic() - done > LAST:
+                    return ""  # what started them does not see it: their work is there
+            elif reason := presence.fault(handle.queued):
+                return reason
+            time.sleep(LOOK)
+        return killed(code) if code < 0 else ""
 
     # --- what they say ---
 
@@ -190,10 +209,10 @@ class _Attempt:
             return kind(said["message"], hint=said["hint"], **said["details"])
         return None
 
-    def _failed(self, words: str) -> WorkersFailed:
-        reason, workers = first_words(words), f"the {self.engine.job.workers} workers of --engine {self.engine.name}"
+    def _failed(self, reason: str, came: bool) -> WorkersFailed:
+        workers = f"the {self.engine.job.workers} workers of --engine {self.engine.name}"
         done = len(self.losses)
-        if done == self.resumed_at and not list(self.folder.glob("rank-*.pid")):
+        if done == self.resumed_at and not came:
             return WorkersFailed(f"{workers} could not start: {reason}", hint=f"mlc update --resume {self.run.id} --engine local")
         kept = f"the state after step {self.saved} is kept" if self.saved else "no state was saved yet"
         hint = f"mlc update --resume {self.run.id}, or with another --engine"

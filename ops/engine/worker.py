@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,10 +14,8 @@ import torch.distributed as dist
 
 from ...registry.errors import MlcError
 from .job import Job
+from .presence import Watch
 from .sharded import Finished, ShardedEngine
-
-LOOK = 0.5  # seconds between looks at the conductor
-ABANDONED = 70  # exit status of a worker whose conductor is gone
 
 
 @contextmanager
@@ -30,7 +25,7 @@ def joined(path: Path) -> Iterator[tuple[Job, ShardedEngine]]:
     Takes the process group that there is (Ray makes one), else makes it from what the launcher put into the environment.
     """
     job, folder = Job.read(path), path.parent
-    threading.Thread(target=_watch, args=(job, folder), name="watch", daemon=True).start()
+    watch = Watch(job, folder)
     os.chdir(job.directory)  # what parameters name is relative to it, and Ray puts its workers elsewhere
     torch.set_num_threads(job.own_threads)
     if own := not dist.is_initialized():
@@ -39,7 +34,7 @@ def joined(path: Path) -> Iterator[tuple[Job, ShardedEngine]]:
     if torch.cuda.is_available():
         local = dist.get_node_local_rank(rank)  # type: ignore[reportPrivateImportUsage]
         torch.cuda.set_device(local % torch.cuda.device_count())  # Slurm shows each task its own alone
-    (folder / f"rank-{rank}.pid").write_text(str(os.getpid()), encoding="utf-8")
+    watch.signed(rank)
     try:
         yield job, ShardedEngine(job, folder, _teller(folder) if rank == 0 else _silent)
     except Finished:
@@ -49,28 +44,6 @@ def joined(path: Path) -> Iterator[tuple[Job, ShardedEngine]]:
         said = {"kind": fault.kind, "message": fault.message, "hint": fault.hint, "details": _plain(fault.details)}
         _leave(folder / f"fault-{rank}.json", said)
         raise
-
-
-def _watch(job: Job, folder: Path) -> None:
-    """End this process when the conductor does, or says that this attempt is over."""
-    while not (folder / "over").exists() and folder.exists() and _conducted(Path(job.lock)):
-        time.sleep(LOOK)
-    os._exit(ABANDONED)
-
-
-def _conducted(lock: Path) -> bool:
-    """Whether somebody holds the lock of the run."""
-    try:
-        fd = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(fd)
-    return False
 
 
 def _teller(folder: Path) -> Any:

@@ -11,18 +11,22 @@ from pathlib import Path
 from typing import Any
 
 from mlc.ops.engine.atoms import complete
-from mlc.ops.engine.job import Job
+from mlc.ops.engine.job import Job, Launcher, Patience
 from mlc.ops.engine.sharded import Finished
 from mlc.ops.engine.spread import SpreadEngine
 from mlc.ops.engine.worker import joined
 from mlc.tests.ops.fakes import MemoryRun, MemoryView
 
+PATIENCE = Patience(start=120.0, queue=120.0, silence=120.0)
+
 
 class Forked:
-    """A launcher. `kill`: (worker, step) that is killed once it has done that step."""
+    """A launcher. `kill`: (worker, step) that gets `way` once it has done that step and a state is whole."""
 
-    def __init__(self, op: Any, view: MemoryView, run: MemoryRun, kill: tuple[int, int] | None = None) -> None:
-        self.op, self.view, self.run, self.kill = op, view, run, kill
+    def __init__(
+        self, op: Any, view: MemoryView, run: MemoryRun, kill: tuple[int, int] | None = None, way: signal.Signals = signal.SIGKILL
+    ) -> None:
+        self.op, self.view, self.run, self.kill, self.way = op, view, run, kill, way
         self.pids: dict[int, int] = {}
         self.status: dict[int, int] = {}
         self.folder = Path()
@@ -56,7 +60,7 @@ class Forked:
                         step(**facts)
                         if facts.get("step") == self.kill[1]:
                             until_saved(path.parent, job.workers)
-                            os.kill(os.getpid(), signal.SIGKILL)
+                            os.kill(os.getpid(), self.way)
 
                     engine.tell = tell
                 for _ in self.op.apply(self.view, run):
@@ -80,6 +84,9 @@ class Forked:
             return 1
         return 0 if len(self.status) == len(self.pids) else None
 
+    def queued(self) -> bool:
+        return False
+
     def stop(self) -> None:
         for rank, pid in self.pids.items():
             if rank not in self.status:
@@ -91,6 +98,17 @@ class Forked:
         return path.read_text() if path.exists() else ""
 
 
+class Deserted(Forked):
+    """One whose launcher is killed as soon as a state is whole: nobody ends its workers."""
+
+    def poll(self) -> int | None:
+        super().poll()
+        return -signal.SIGKILL if any(complete(state, len(self.pids)) for state in self.folder.glob("state-*")) else None
+
+    def stop(self) -> None:
+        """It is dead."""
+
+
 def until_saved(folder: Path, workers: int, seconds: float = 60.0) -> None:
     """Wait for a state to be whole: it is written while later steps run, and on a busy machine long after them."""
     end = time.monotonic() + seconds
@@ -98,7 +116,16 @@ def until_saved(folder: Path, workers: int, seconds: float = 60.0) -> None:
         time.sleep(0.05)
 
 
-def spread(op: Any, view: MemoryView, run: MemoryRun, workers: int, kill: tuple[int, int] | None = None) -> MemoryView:
+def spread(
+    op: Any,
+    view: MemoryView,
+    run: MemoryRun,
+    workers: int,
+    kill: tuple[int, int] | None = None,
+    *,
+    launcher: Launcher | None = None,
+    patience: Patience = PATIENCE,
+) -> MemoryView:
     """What `op` makes of `view` on so many workers; `run.scratch` must be a directory."""
     from safetensors.torch import save_file
 
@@ -108,7 +135,7 @@ def spread(op: Any, view: MemoryView, run: MemoryRun, workers: int, kill: tuple[
     if run.state is not None and run.state[1]:
         save_file(run.state[1], state)
     job = Job("none", op.name, {}, "none", "none", "main", run.id, run.seed, 1, workers, ".", str(run.scratch / "lock"))
-    run.engine = SpreadEngine(f"torchrun:{workers}", Forked(op, view, run, kill), job, state)
+    run.engine = SpreadEngine(f"torchrun:{workers}", launcher or Forked(op, view, run, kill), job, state, patience)
     try:
         return view.after(op.apply(view, run), adapter=op.output_kind() == "adapter")
     finally:

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
 
 import pytest
 import torch
 
+from mlc.ops.engine import presence
 from mlc.ops.engine.atoms import Pieces, write_pieces
-from mlc.ops.engine.job import WorkersFailed, first_words
+from mlc.ops.engine.child import Child
+from mlc.ops.engine.job import Patience, WorkersFailed, first_words
+from mlc.ops.engine.presence import ABANDONED, Presence, end, over, present
 from mlc.ops.engine.saving import Saver
 from mlc.ops.engine.sharded import shared, span
 from mlc.ops.update.train import Update
 from mlc.registry.errors import CheckFailed, CorruptRecord
+from mlc.registry.owners import _start
 from mlc.tests.factories import WORDS, tiny_model
 from mlc.tests.ops.fakes import Killed, MemoryRun, MemoryView
-from mlc.tests.ops.forked import spread
+from mlc.tests.ops.forked import Deserted, Forked, spread
 
 SMALL = {"steps": 8, "batch": 4, "seq_len": 12, "lr": 1e-2, "save_every": 3}
 CLOSE = 1e-4  # nats, fp32
@@ -99,6 +109,156 @@ def test_a_loss_that_is_no_number_is_said_as_by_one_process(llama, text, tmp_pat
     with pytest.raises(CheckFailed, match=r"no longer a number at step \d+ of 8; .* is kept, and nothing was committed"):
         spread(update(text, lr=1e30, clip=0.0, warmup=0.0), llama, run, 2)
     assert run.state is not None
+
+
+# --- waiting has an end, and nobody is left behind ---
+
+
+def test_workers_whose_launcher_is_killed_are_ended_and_the_run_goes_on_to_the_same_bytes(llama, text, tmp_path):
+    op = update(text, steps=100, save_every=10)
+    run = MemoryRun(seed=1, scratch=tmp_path)
+    launcher = Deserted(op, llama, run)
+    with pytest.raises(
+        WorkersFailed, match=r"ended after step \d+ of 100: what started them was killed \(SIGKILL\); the state after"
+    ) as caught:
+        spread(op, llama, run, 2, launcher=launcher)
+    assert caught.value.exit_code == 8
+    assert caught.value.hint.startswith("mlc update --resume test")
+    assert present(tmp_path / "attempt-1") == set()
+    launcher.status |= {rank: os.waitpid(pid, 0)[1] for rank, pid in launcher.pids.items() if rank not in launcher.status}
+    assert {os.waitstatus_to_exitcode(status) for status in launcher.status.values()} <= {ABANDONED, 1}  # 1: the other one was gone
+    assert run.state[0] < 100
+
+    (tmp_path / "apart").mkdir()
+    apart = MemoryRun(seed=1, scratch=tmp_path / "apart")
+    assert spread(op, llama, run, 2).digests() == spread(op, llama, apart, 2).digests()
+
+
+def test_a_worker_that_gives_no_sign_of_life_ends_the_attempt(llama, text, tmp_path, monkeypatch):
+    monkeypatch.setattr(presence, "BEAT", 0.1)
+    run, op = MemoryRun(seed=1, scratch=tmp_path), update(text)
+    stopped = Forked(op, llama, run, (1, 5), way=signal.SIGSTOP)
+    with pytest.raises(
+        WorkersFailed, match=r"worker 1 gave no sign of life for \d+ s, \[engine\] silence allows no more; the state after step 3"
+    ):
+        spread(op, llama, run, 2, launcher=stopped, patience=Patience(120.0, 120.0, 3.0))
+    assert all(os.WIFSIGNALED(status) or os.WIFEXITED(status) for status in stopped.status.values())
+    assert run.state[0] == 3
+
+
+def test_who_still_works_for_a_conductor_that_was_killed_is_ended_by_the_next_one(llama, text, tmp_path, monkeypatch):
+    monkeypatch.setattr("mlc.ops.engine.spread.end", partial(end, parting=0.1))
+    before = tmp_path / "attempt-1"
+    before.mkdir()
+    left = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(60)", str(before / "job.json")])
+    try:
+        while not present(before):
+            time.sleep(0.01)
+        spread(update(text, steps=2), llama, MemoryRun(scratch=tmp_path), 1)
+        assert left.wait(10) == -signal.SIGKILL
+    finally:
+        left.kill(), left.wait()
+
+
+class Nobody:
+    """A launcher that starts nothing. `queue`: the looks at which its job still waits for its turn."""
+
+    def __init__(self, queue: int = 0) -> None:
+        self.queue, self.stopped = queue, False
+
+    def start(self, job, path):
+        return self
+
+    def poll(self):
+        return None
+
+    def queued(self):
+        self.queue -= 1
+        return self.queue >= 0
+
+    def stop(self):
+        self.stopped = True
+
+    def words(self):
+        return ""
+
+
+@pytest.mark.parametrize(
+    ("launcher", "patience", "reason"),
+    [
+        (Nobody(), Patience(0.2, 120.0, 120.0), "0 of 2 came within 0 s, [engine] start allows no more"),
+        (Nobody(queue=10_000), Patience(0.01, 0.2, 120.0), "they were queued for 0 s, [engine] queue allows no more"),
+        (Nobody(queue=10), Patience(0.2, 120.0, 120.0), "0 of 2 came within 0 s, [engine] start allows no more"),
+    ],
+)
+def test_workers_that_never_come_are_not_waited_for_for_ever(llama, text, tmp_path, monkeypatch, launcher, patience, reason):
+    monkeypatch.setattr(presence, "BEAT", 0.01)
+    with pytest.raises(WorkersFailed, match=re.escape(f"could not start: {reason}")) as caught:
+        spread(update(text), llama, MemoryRun(scratch=tmp_path), 2, launcher=launcher, patience=patience)
+    assert caught.value.hint == "mlc update --resume test --engine local"
+    assert launcher.stopped
+
+
+def test_silence_is_measured_by_the_conductors_clock(tmp_path):
+    now = [0.0]
+    seen = Presence(tmp_path, 2, Patience(50.0, 100.0, 10.0), lambda: now[0])
+
+    def after(seconds, *touched):
+        now[0] += seconds
+        for rank in touched:
+            path = tmp_path / f"rank-{rank}.json"
+            path.touch()
+            os.utime(path, ns=(int(now[0]), int(now[0]) + 1))  # years behind our clock
+        return seen.fault(lambda: False)
+
+    assert not seen.came
+    assert after(40) == ""
+    assert after(5, 0) == ""
+    assert seen.came
+    assert after(6, 0) == "1 of 2 came within 51 s, [engine] start allows no more"
+    assert [after(5, 0, 1), after(8, 0), after(2.5, 0)] == [
+        "",
+        "",
+        "worker 1 gave no sign of life for 10 s, [engine] silence allows no more",
+    ]
+    assert after(3, 0, 1) == ""
+
+
+def test_processes_that_only_look_at_an_attempt_are_left_alone(tmp_path):
+    folder = tmp_path / "attempt-1"
+    folder.mkdir()
+    (folder / "words").touch()
+    reader = subprocess.Popen(["tail", "-f", str(folder / "words")])
+    starting = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(60)", str(folder / "job.json")])
+    try:
+        while not present(folder):
+            time.sleep(0.01)
+        assert present(folder) == {starting.pid}
+        end(folder, parting=0.1)
+        assert starting.wait(10) == -signal.SIGKILL
+        assert reader.poll() is None
+        assert over(folder)
+    finally:
+        reader.kill(), starting.kill()
+        reader.wait(), starting.wait()
+
+
+def test_a_child_that_is_killed_takes_its_own_along(tmp_path):
+    """`Child` leads a group; whoever is left of it when it dies is ended before its number can be anybody else's."""
+    code = "import subprocess, time, sys; p = subprocess.Popen(['sleep', '60']); print(p.pid, flush=True); time.sleep(60)"
+    child = Child([sys.executable, "-S", "-c", code], tmp_path / "words")
+    while not (text := child.words()).strip():
+        time.sleep(0.01)
+    assert child.poll() is None
+    os.kill(child._process.pid, signal.SIGKILL)
+    while (ended := child.poll()) is None:
+        time.sleep(0.01)
+    assert ended == -signal.SIGKILL
+    until = time.monotonic() + 10
+    while _start(int(text)) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not _start(int(text))
+    child.stop()
 
 
 # --- parts ---

@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
 from importlib.util import find_spec
+from pathlib import Path
+from threading import Thread
 
 import pytest
 
 from mlc.ops.engine import slurm
-from mlc.ops.engine.job import WorkersFailed
+from mlc.ops.engine.job import Patience, WorkersFailed
+from mlc.ops.engine.presence import conducted, present
+from mlc.ops.engine.slurm import Submitted
+from mlc.ops.engine.spread import SpreadEngine
 from mlc.ops.update.train import Update
 from mlc.policies import engines, lifecycle
 from mlc.policies.engines import Choice, parse_engine
 from mlc.policies.runs import Runs
-from mlc.registry.errors import BadParameter, NeedsExtra
+from mlc.registry.errors import BadParameter, BadRecipe, Interrupted, NeedsExtra
+from mlc.registry.owners import Owner
+from mlc.tests.cli.running import ok, run_cli
 from mlc.tests.factories import WORDS
 
 STEPS = 8
@@ -48,8 +60,8 @@ def assert_one_commit_like_that_of_one_process(repo, root, op, outcome, engine):
 def test_torchrun_survives_the_kill_of_a_worker_and_lands_one_commit(repo, root, op):
     def kill(phase, done, total, **values):
         if phase == "train" and done == 5:
-            (place,) = repo.path.glob("runs/*/scratch/attempt-1/rank-1.pid")
-            os.kill(int(place.read_text()), signal.SIGKILL)
+            (place,) = repo.path.glob("runs/*/scratch/attempt-1/rank-1.json")
+            os.kill(Owner.decode(place.read_text()).pid, signal.SIGKILL)
 
     with pytest.raises(WorkersFailed, match=r"the 2 workers of --engine torchrun:2 ended after step [5-7] of 8") as caught:
         lifecycle.run(repo, op, author="a", engine="torchrun:2", progress=kill)
@@ -73,20 +85,100 @@ def test_workers_that_cannot_start_are_told_with_the_reason(repo, root, op, monk
     assert [info.step for info in Runs(repo).list()] == [None]
 
 
-@pytest.mark.skipif(find_spec("ray") is None, reason="needs the extra `ray`")
-def test_ray_lands_one_commit(repo, root, op, monkeypatch, tmp_path):
+needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="needs the extra `ray`")
+needs_submitit = pytest.mark.skipif(find_spec("submitit") is None, reason="needs the extra `slurm`")
+REAL = ["torchrun:2", pytest.param("slurm:2", marks=needs_submitit), pytest.param("ray:2", marks=needs_ray)]
+
+
+@pytest.fixture
+def launchers(monkeypatch, tmp_path):
+    """Ray with a home of its own, and tasks on this machine where Slurm would have them."""
+    own = engines.launcher
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    outcome = lifecycle.run(repo, op, author="a", engine="ray:2")
-    assert_one_commit_like_that_of_one_process(repo, root, op, outcome, "ray:2")
+    monkeypatch.setattr(engines, "launcher", lambda choice: slurm.Slurm("local") if choice.kind == "slurm" else own(choice))
 
 
-@pytest.mark.skipif(find_spec("submitit") is None, reason="needs the extra `slurm`")
-def test_the_tasks_of_a_submitted_job_land_one_commit(repo, root, op, monkeypatch):
-    monkeypatch.setattr(engines, "launcher", lambda choice: slurm.Slurm("local"))
-    outcome = lifecycle.run(repo, op, author="a", engine="slurm:2")
-    assert_one_commit_like_that_of_one_process(repo, root, op, outcome, "slurm:2")
+@pytest.mark.parametrize("engine", REAL[1:])
+def test_other_launchers_land_one_commit(repo, root, op, launchers, engine):
+    outcome = lifecycle.run(repo, op, author="a", engine=engine)
+    assert_one_commit_like_that_of_one_process(repo, root, op, outcome, engine)
+
+
+# --- the kill of what schedules ---
+
+
+@pytest.fixture
+def words(repo, root, op):
+    """What is typed for a run that is long enough to be killed in the middle of it."""
+    options = {"data": op.data, "steps": 150, "batch": 3, "seq-len": 12, "lr": 0.01, "save-every": 10}
+    return ("update", *(f"--{name}={value}" for name, value in options.items()), "-R", str(repo.root))
+
+
+def scheduler(folder):
+    """The child of this process that starts the workers of an attempt: it has the attempt's folder among its arguments."""
+    for place in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            parent = (place / "stat").read_text().rpartition(")")[2].split()[1]
+            if int(parent) == os.getpid() and os.fsencode(folder) in (place / "cmdline").read_bytes():
+                return int(place.name)
+    raise AssertionError(f"nobody starts the workers of {folder}")
+
+
+def until(met, seconds=240.0):
+    """Wait until something holds, and return it."""
+    end = time.monotonic() + seconds
+    while not (found := met()) and time.monotonic() < end:
+        time.sleep(0.02)
+    assert found
+    return found
+
+
+def attempt(repo):
+    """The folder of an attempt that has saved a state."""
+    return next((p.parent / "scratch" / "attempt-1" for p in repo.path.glob("runs/*/state.safetensors")), None)
+
+
+def assert_it_goes_on_to_what_it_would_have_become(repo, root, words, engine):
+    (info,) = Runs(repo).list()
+    assert (info.active, info.engine) == (False, engine)
+    assert 0 < info.step < 150
+    assert repo.branches() == {"main": root}
+    resumed = ok("update", "--resume", "-R", repo.root)["commit"]
+    assert resumed["parents"] == [root]
+    whole = ok(*words, root, "--branch", "whole", "--engine", engine)["commit"]
+    assert resumed["snapshot"] == whole["snapshot"]
+    assert Runs(repo).list() == []
+
+
+@pytest.mark.parametrize("engine", REAL)
+def test_a_killed_scheduler_is_noticed_and_the_run_goes_on(repo, root, words, launchers, engine):
+    def kill():
+        os.kill(scheduler(until(lambda: attempt(repo))), signal.SIGKILL)
+
+    killer = Thread(target=kill)
+    killer.start()
+    answer = run_cli(*words, "--engine", engine, "--json")
+    killer.join()
+    assert (answer.code, answer.out) == (8, "")
+    workers = re.escape(f"the 2 workers of --engine {engine}")
+    reason = r"what started them was killed \(SIGKILL\); the state after step \d+ is kept\."
+    assert re.fullmatch(rf"{workers} ended after step \d+ of 150: {reason}", answer.error["message"]), answer
+    assert answer.error["hint"].startswith(f"mlc update --resume {Runs(repo).list()[0].id}")
+    assert present(attempt(repo)) == set()
+    assert_it_goes_on_to_what_it_would_have_become(repo, root, words, engine)
+
+
+@pytest.mark.parametrize("engine", [REAL[0], REAL[2]])
+def test_workers_of_a_killed_conductor_end_and_the_run_goes_on(repo, root, words, launchers, engine):
+    conductor = subprocess.Popen([sys.executable, "-P", "-m", "mlc", *words, "--engine", engine], stderr=subprocess.DEVNULL)
+    folder = until(lambda: attempt(repo))
+    assert present(folder)
+    conductor.kill()
+    conductor.wait()
+    until(lambda: not present(folder), 60.0)  # though nobody told them
+    assert_it_goes_on_to_what_it_would_have_become(repo, root, words, engine)
 
 
 # --- what is said before anything runs ---
@@ -139,9 +231,68 @@ def test_a_run_is_not_lost_by_a_misspelt_engine(repo, root, op):
 
 
 def test_a_worker_sees_whether_its_conductor_lives(repo, root, op):
-    from mlc.ops.engine.worker import _conducted
-
     with Runs(repo).begin(op="update", params=op.params(), start=root, branch="main", old=root, seed=0, author="a", message="") as run:
-        assert _conducted(run.place / "lock")
-    assert not _conducted(run.place / "lock")
-    assert not _conducted(run.place / "nothing")
+        assert conducted(run.place / "lock")
+    assert not conducted(run.place / "lock")
+    assert not conducted(run.place / "nothing")
+
+
+def test_how_long_workers_are_waited_for_is_a_setting(repo, root, op, settings, monkeypatch):
+    settings("[engine]\nsilence = 7\n")
+    told = []
+    monkeypatch.setattr(SpreadEngine, "train", lambda self, *_, **__: told.append(self.patience) or exec("raise KeyboardInterrupt"))
+    with pytest.raises(Interrupted):
+        lifecycle.run(repo, op, author="a", engine="torchrun:2")
+    assert told == [Patience(600.0, 86_400.0, 7.0)]
+    settings("[engine]\nsilence = 0\n")
+    with pytest.raises(BadRecipe, match="silence"):
+        lifecycle.run(repo, op, author="a", engine="torchrun:2")
+
+
+# --- what a scheduler says ---
+
+
+class Said:
+    """A job of a scheduler that says these words, one after the other."""
+
+    def __init__(self, *states):
+        self.states = list(states)
+
+    @property
+    def state(self):
+        return self.states[0]
+
+    def done(self):
+        if len(self.states) > 1:
+            self.states.pop(0)
+        return self.state not in ("PENDING", "RUNNING", "UNKNOWN")
+
+    def stderr(self):
+        return None
+
+    def cancel(self, check=True):
+        raise FileNotFoundError("scancel")
+
+
+def test_a_job_is_followed_by_what_its_scheduler_says(tmp_path):
+    now = [0.0]
+    job = Submitted(Said("PENDING", "PENDING", "RUNNING", "COMPLETED"), lambda: now[0] > 5, lambda: now[0])
+    assert [(job.poll(), job.queued()) for _ in range(2)] == [(None, True), (None, False)]
+    assert job.poll() is None  # the work of other nodes is not to be seen yet
+    now[0] = 6.0
+    assert job.poll() == 0
+    lost = Submitted(Said("COMPLETED"), lambda: False, lambda: now[0])
+    assert lost.poll() is None
+    now[0] += slurm.SHOWN + 1
+    assert lost.poll() == 0  # what is missing then is said by who wants it
+
+
+@pytest.mark.parametrize("state", ["FAILED", "CANCELLED by 0", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"])
+def test_a_job_that_a_scheduler_ended_is_told_in_its_words(state):
+    job = Submitted(Said(state), lambda: False)
+    assert job.poll() == 1
+    assert job.words() == f"the scheduler says {state.split()[0]}"
+
+
+def test_a_scheduler_that_does_not_answer_stops_nobody_from_stopping():
+    Submitted(Said("UNKNOWN"), lambda: False).stop()
