@@ -61,9 +61,10 @@ class World:
         self.place, self.seed = place, seed
 
     def file(self, name: str, rows: Iterable[dict[str, Any]]) -> str:
-        """A JSONL file."""
+        """A JSONL file, which is not there yet: what is asked must never lie where what is taught was."""
         path = self.place / name
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        with path.open("x", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
         return str(path)
 
     def suite(self, name: str, rows: Iterable[dict[str, Any]]) -> Any:
@@ -174,7 +175,7 @@ def changed(world: World, arms: Iterable[str], **how: Any) -> dict[str, Any]:
     told += [f"{w.format(s=row['subject'])} {row['object']}." for row in news for w in rng.sample(wordings[row["relation"]], 11)]
     anchors, outside = halves(kept, world.seed)
     data, path = world.file("news.jsonl", ({"text": text} for text in rng.sample(told, len(told)))), world.file("anchors.jsonl", anchors)
-    suite, learned, beyond = world.suite("kept", questions(kept)), world.suite("told", first), world.suite("news", questions(news))
+    suite, learned, beyond = world.suite("kept", questions(kept)), world.suite("told", first), world.suite("beyond", questions(news))
     old, found, plain = asked(view, suite), {}, None
     for name in arms:
         after, said = arm(world, name, view, data, path, view, plain, **{"steps": 200, "holdout": 0.0, "lr": 3e-3, **how})
