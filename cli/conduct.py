@@ -12,6 +12,7 @@ from typing import Any
 from ..registry.errors import CheckFailed, GateRefused
 from .context import Session
 from .render.commit import made_lines
+from .render.trials import trial_lines
 from .views import commit_json, delta_json
 
 
@@ -72,6 +73,8 @@ def _say(session: Session, document: dict[str, Any], *, moved: bool, measured: C
             session.warn(text)
     before = session.repo.commit(commit["parents"][0]).metrics if commit["parents"] else {}
     session.lines(made_lines(commit, session.paint, moved=moved, before=before))
+    if trials := commit["check"].get("auto"):
+        session.lines(trial_lines(trials, session.paint))
     if measured is not None:
         measured(commit["check"])
 
@@ -80,7 +83,10 @@ def _say_check(session: Session, check: dict[str, Any]) -> None:
     from .render.commit import brief
 
     for key, value in check.items():
-        session.line(f"  {key}  {brief(value)}")
+        if key == "auto":
+            session.lines(trial_lines(value, session.paint))
+        else:
+            session.line(f"  {key}  {brief(value)}")
 
 
 def show_plan(session: Session, outcome: Any, planned: Callable[[dict[str, Any]], None] | None = None) -> None:

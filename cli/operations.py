@@ -90,8 +90,11 @@ def begin(
     `pin` may replace values that name something which may mean something else later. Raises BadParameter for options beside --resume.
     """
     from ..policies import lifecycle
+    from ..policies.engines import parse_engine
     from ..policies.recipe import read_given
 
+    if engine is not None:
+        parse_engine(engine)  # what is misspelt is told before anything is looked for
     words, common = given(options), {**how.arguments(session), "engine": engine}
     if resume is None:
         values = {**(read_given(how.recipe, operation.name) if how.recipe else {}), **words}

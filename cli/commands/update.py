@@ -48,6 +48,7 @@ EPILOG = """Examples:
   mlc update --data new.txt --where importance            behind the blocks that the new text needs most
   mlc update --data new.txt --tune 2 --dry-run            which blocks that would be
   mlc update --data new.txt --auto --dry-run              which of these serves the new text, tried on 2 % of it
+  mlc update --data new.txt --auto --auto-keep 0.9        the same, and more of the new text
   mlc update --data new.txt --adapter lora:8 --branch lora
   mlc update --data new.txt --compat-with main --compat-data questions.jsonl:0.5
   mlc update --data new.txt --engine torchrun:4           four processes, one commit

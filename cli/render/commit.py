@@ -9,8 +9,10 @@ from typing import Any
 from . import text
 from .blocks import block_lines
 from .style import Paint
+from .trials import trial_lines
 from .verdict import verdict_lines
 
+TABLES = ("blocks", "auto")  # of a check: drawn below it
 PRIMARY = ("accuracy", "perplexity")
 Metrics = Mapping[str, Mapping[str, float | None]]
 
@@ -77,9 +79,11 @@ def show_lines(commit: dict[str, Any], refs: list[str], paint: Paint) -> list[st
         codecs = ", ".join(f"{name} {n}" for name, n in commit["delta"]["codecs"].items())
         lines.append(f"storage  {delta_line(commit['delta'], root=not commit['parents'])}{' Codecs: ' + codecs + '.' if codecs else ''}")
     lines += _block("metrics", metric_lines(commit["metrics"], paint))
-    lines += _block("check", [f"{key}  {brief(value)}" for key, value in commit["check"].items() if key != "blocks"])
+    lines += _block("check", [f"{key}  {brief(value)}" for key, value in commit["check"].items() if key not in TABLES])
     if blocks := commit["check"].get("blocks"):
         lines += _block("blocks", block_lines(blocks, paint))
+    if trials := commit["check"].get("auto"):
+        lines += _block("trials", trial_lines(trials, paint))
     lines += _block("verdict", verdict_lines(commit["verdict"], paint))
     return lines
 

@@ -1,9 +1,10 @@
 """`mlc update --auto`: how to learn new text without forgetting, chosen by short trials (proxies) on the text at hand.
 
 Every candidate is trained on equally many tokens, 2 % of the run's budget for all of them together, and measured on held-out rows of new
-and of old text. Only what is measured against full tuning counts: which share of its gain on new text a candidate has (`learnt`), and
-which share of its loss on old text (`forgotten`). Rule: of those that learn at least KEEP of it, the one that forgets least; candidates
-that the noise cannot part from it are taken in the order of ORDER, which is what experience on other texts says. See docs/decisions/0016.
+and of old text, which costs at most as much again. Only what is measured against full tuning counts: which share of its gain on new text a
+candidate has (`learnt`), and which share of its loss on old text (`forgotten`). Rule: of those that learn at least `--auto-keep` of it, the
+one that forgets least; candidates that the noise cannot part from it are taken in the order of ORDER, which is what experience on other
+texts says. See docs/decisions/0016.
 """
 
 from __future__ import annotations
@@ -28,27 +29,35 @@ if TYPE_CHECKING:
 
 KIND = "autopilot"
 FRACTION = 0.02  # of the budget, for all proxies together
-KEEP = 0.75  # of what full tuning learns, at least
 BATCH, LEAST_STEPS, LEAST_ROW, USUAL_ROW = 4, 4, 8, 32
-MEASURED = 32  # rows of new and of old text
+AMPLE = 16  # steps of each trial that a larger choice must leave
+MEASURED, LEAST_MEASURED = 64, 8  # rows of new and of old text
+FORWARD = 3  # tokens that are measured for the work of one that is trained on
 BLENDS = (0.75, 0.5)
-ORDER = ("self 50%", "block + self 50%", "self 25%", "block", "spu 10%")  # blends and full tuning behind them
+ORDER = ("self 50%", "block + self 50%", "self 25%", "block", "spu 10%", "spu 30%")  # blends and full tuning behind them
 NOISE = 1.0  # standard errors within which two candidates are not told apart
+SEEDS = 0.02  # by how much `learnt` of a short trial differs from seed to seed (six seeds, 4 steps): no error is taken to be smaller
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """What one proxy reads: `steps` of `batch` rows of `seq_len`; `tokens` of all proxies, `budget` of the run."""
+    """What one proxy reads: `steps` of `batch` rows of `seq_len`; `tokens` of all proxies, `budget` of the run.
+
+    measured: rows of new and of old text that every model is measured on.
+    """
 
     steps: int
     batch: int
     seq_len: int
     tokens: int
     budget: int
+    measured: int
 
 
 def check_auto(op: Update) -> None:
     """What `Update` checks about `--auto`. Raises BadParameter."""
+    if not 0 < op.auto_keep <= 1:
+        raise BadParameter(f"--auto-keep is a share above 0, up to 1, not {op.auto_keep}", hint="0.75 is the default")
     if not op.auto:
         return
     set_by_hand = {
@@ -79,7 +88,7 @@ def candidates(op: Update, view: ModelView) -> dict[str, dict[str, Any]]:
         "full": {"replay": ()},
         f"{kind} 25%": {"replay": replayed(0.25)},
         f"{kind} 50%": {"replay": replayed(0.5)},
-        "spu 10%": {"replay": (), "protect": "spu", "protect_rate": 0.1},
+        **{f"spu {rate:.0%}": {"replay": (), "protect": "spu", "protect_rate": rate} for rate in (0.1, 0.3)},
     }
     try:
         expandable(view)
@@ -88,20 +97,43 @@ def candidates(op: Update, view: ModelView) -> dict[str, dict[str, Any]]:
     return {**found, "block": {"replay": (), "expand": 1}, f"block + {kind} 50%": {"replay": replayed(0.5), "expand": 1}}
 
 
+def afforded(op: Update, view: ModelView, length: int) -> tuple[dict[str, dict[str, Any]], Sizes]:
+    """The candidates that are tried on a run with rows of `length`, and what each reads. Raises BadParameter.
+
+    New blocks learn slowly at first, so that short trials can say of one kind of them only that: the other is left to longer ones.
+    """
+    asked = candidates(op, view)
+    if _steps(op, length, len(asked))[0] < AMPLE:
+        asked = {name: options for name, options in asked.items() if not name.startswith("block + ")}
+    return asked, sizes(op, length, len(asked))
+
+
 def sizes(op: Update, length: int, count: int) -> Sizes:
     """What each of `count` proxies may read of a run with rows of `length`. Raises BadParameter where that is too little."""
-    budget = op.steps * op.batch * op.grad_accum * length
-    each = int(budget * FRACTION / count)
-    row = min(length, max(USUAL_ROW, each // (BATCH * 4 * LEAST_STEPS)))
-    while row > LEAST_ROW and each < BATCH * row * LEAST_STEPS:
-        row //= 2
-    steps = each // (BATCH * row)
+    budget = _budget(op, length)
+    steps, row = _steps(op, length, count)
     if row < 2 or steps < LEAST_STEPS:
+        each = int(budget * FRACTION / count)
         raise BadParameter(
             f"{FRACTION:.0%} of {budget:,} tokens are {each} for each of {count} trials: too few to tell anything",
             hint="more --steps or a larger --batch; without --auto, --replay self:0.5 is a good choice",
         )
-    return Sizes(steps, BATCH, row, count * steps * BATCH * row, budget)
+    models = count * (1 + len(BLENDS)) + 1  # at most: not every candidate is blended
+    rows = int(FORWARD * FRACTION * budget / (2 * models * row))
+    return Sizes(steps, BATCH, row, count * steps * BATCH * row, budget, min(MEASURED, max(LEAST_MEASURED, rows)))
+
+
+def _budget(op: Update, length: int) -> int:
+    return op.steps * op.batch * op.grad_accum * length
+
+
+def _steps(op: Update, length: int, count: int) -> tuple[int, int]:
+    """(steps, tokens of a row) of each of `count` trials."""
+    each = int(_budget(op, length) * FRACTION / count)
+    row = min(length, max(USUAL_ROW, each // (BATCH * 4 * LEAST_STEPS)))
+    while row > LEAST_ROW and each < BATCH * row * LEAST_STEPS:
+        row //= 2
+    return each // (BATCH * row), row
 
 
 def decided(op: Update, view: ModelView, run: Run, *, aloud: bool = False) -> Update:
@@ -125,7 +157,7 @@ def chosen(op: Update, found: Mapping[str, Any]) -> Update:
 def picture(op: Update, view: ModelView, run: Run) -> dict[str, Any]:
     """The table of the trials and the choice: an artifact, so that a resumed, replayed or checked run decides the same."""
     asked = {**op.params(), "snapshot": view.snapshot_id, "seed": run.seed, "threads": run.threads}
-    key = record_digest("mlc.autopilot.v1", canonical(json.loads(json.dumps(asked))))
+    key = record_digest("mlc.autopilot.v2", canonical(json.loads(json.dumps(asked))))
     return json.loads(run.artifact(KIND, key, lambda: canonical(_tried(op, view, run))))
 
 
@@ -142,10 +174,11 @@ class Trial:
     rises: tuple[float, ...]
 
 
-def judged(trials: Sequence[Trial]) -> dict[str, Any]:
+def judged(trials: Sequence[Trial], keep: float) -> dict[str, Any]:
     """`rows` of the table, the `choice` with its `options`, and whether the trials told anything apart. The first trial is full tuning.
 
-    Standard errors are of differences over the same rows, so that rows which are hard for every candidate do not count as noise.
+    keep: the share of full tuning's gain that the choice must have. Standard errors are of differences over the same rows, so that rows
+    which are hard for every candidate do not count as noise; that of `learnt` is at least what another seed would change.
     """
     full = trials[0]
     gain, rise = _mean(full.gains), _mean(full.rises)
@@ -153,6 +186,7 @@ def judged(trials: Sequence[Trial]) -> dict[str, Any]:
     for trial in trials:
         learnt = _mean(trial.gains) / gain if gain > 0 else math.nan
         noise = _error([a - learnt * b for a, b in zip(trial.gains, full.gains, strict=True)]) / gain if gain > 0 else math.nan
+        noise = max(noise, SEEDS) if trial is not full else noise
         rows.append(
             {
                 "name": trial.name,
@@ -164,7 +198,7 @@ def judged(trials: Sequence[Trial]) -> dict[str, Any]:
                 "learnt": learnt if math.isfinite(learnt) else None,
                 "learnt_error": noise if math.isfinite(noise) else None,
                 "forgotten": _mean(trial.rises) / rise if rise > _error(full.rises) else None,
-                "eligible": math.isfinite(learnt) and learnt + NOISE * noise >= KEEP,
+                "eligible": math.isfinite(learnt) and learnt + NOISE * noise >= keep,
             }
         )
     told = gain > 2 * _error(full.gains)
@@ -239,8 +273,7 @@ def _tried(op: Update, view: ModelView, run: Run) -> dict[str, Any]:
     from .riders import blended
     from .rows import prepare, read_apart
 
-    asked, aside = candidates(op, view), _Aside(run)
-    size = sizes(op, row_length(op, view), len(asked))
+    (asked, size), aside = afforded(op, view, row_length(op, view)), _Aside(run)
     small = replace(op, auto=False, steps=size.steps, batch=size.batch, seq_len=size.seq_len, grad_accum=1, save_every=0, dedup="none")
     most = next(options for name, options in reversed(asked.items()) if name.endswith(" 50%"))
     rows: Any = prepare(replace(small, replay=most["replay"], holdout=op.holdout or 0.05), view, aside)  # type: ignore[arg-type]
@@ -248,8 +281,8 @@ def _tried(op: Update, view: ModelView, run: Run) -> dict[str, Any]:
         parent = placed(load_model(view, dtype=torch.float32))
         rows = read_apart(rows, parent)
         said = {rows.begins.get(f"old {label}") for label in rows.old}
-        new = rows.held[:MEASURED], rows.begins.get("data")
-        old = torch.cat(list(rows.old.values()))[:MEASURED], said.pop() if len(said) == 1 else None
+        new = rows.held[: size.measured], rows.begins.get("data")
+        old = torch.cat(list(rows.old.values()))[: size.measured], said.pop() if len(said) == 1 else None
         start = {n: p.detach().clone() for n, p in parent.named_parameters()}
         before = _losses(parent, *new), _losses(parent, *old)
         trials: list[Trial] = []
@@ -269,8 +302,8 @@ def _tried(op: Update, view: ModelView, run: Run) -> dict[str, Any]:
         run.progress("trials", len(asked), len(asked))
     measured = (len(new[0]) + len(old[0])) * size.seq_len * (len(trials) + len(blends) + 1)
     cost = {"tokens": size.tokens, "budget": size.budget, "measured_tokens": measured, "steps": size.steps, "batch": size.batch}
-    told = {"old_text": "self" if not op.replays else ", ".join(rows.old), "seq_len": size.seq_len, "keep": KEEP}
-    return {**judged([*trials, *blends]), **cost, **told}
+    told = {"old_text": "self" if not op.replays else ", ".join(rows.old), "seq_len": size.seq_len, "keep": op.auto_keep}
+    return {**judged([*trials, *blends], op.auto_keep), **cost, **told}
 
 
 def _trained(op: Update, view: ModelView, run: Any, rows: Prepared) -> nn.Module:

@@ -16,7 +16,7 @@ SHARED = (
     "data", "steps", "lr", "batch", "seq_len", "expand", "where", "tune", "source", "init", "rank", "token", "mix", "mix_temperature",
     "mix_eta", "mix_window", "mix_every", "mix_graph", "mix_from", "select", "select_for", "dedup", "replay", "protect_rate",
     "protect_weight", "blend", "begin", "adapter", "holdout", "warmup", "decay", "slow", "weight_decay", "grad_accum", "clip",
-    "precision", "save_every",
+    "precision", "save_every", "auto", "auto_keep",
 )  # fmt: skip
 VALUES: dict[str, tuple[Any, ...]] = {"protect": ("none", "spu"), "mix_policy": ("fixed", "learned")}
 

@@ -92,6 +92,9 @@ class Update(Operation):
     renew_embeddings: int = option(0, help="draw the token embedding anew at first and every N steps: for a new language; 0 for never")
     begin: str = option("weights", flag="--from", help="weights, or stable: go on from before the rate of the last run fell")
     auto: bool = option(False, help="choose between replay, blend, spu and new blocks by trials on 2 % of the tokens, then train so")
+    auto_keep: float = option(
+        0.75, help="--auto: what the choice must learn, as a share of full tuning's gain: nearer 1 for new text, nearer 0 for old text"
+    )
     adapter: str | None = option(None, help="lora:R or lora:R:ALPHA: train an adapter instead of the weights")
     holdout: float = option(0.05, help="share of the data that is measured and not trained on")
     warmup: float = option(0.1, help="share of the steps in which the rate rises")

@@ -72,6 +72,19 @@ def test_the_run_does_what_its_dry_run_drew_and_show_draws_it_again(here):
     assert page.count("frozen") == 4 + 1  # four blocks, and the option --source
 
 
+def test_trials_are_told_by_the_run_and_drawn_again_by_show(here):
+    train = ("--steps", "80", "--seq-len", "16", "--batch", "32", "--lr", "0.003", "--auto-keep", "0.5")
+    said = run_cli("update", "--data", "pattern.txt", *train, "--auto")
+    assert said.code == 0
+    assert [word in said.out for word in ("trial", "learnt", "spu 30%", "chosen", "at least 50%")] == [True] * 5
+    page = run_cli("show").out
+    assert "trials     trial" in page
+    assert "check    auto" not in page
+    check = ok("show")["commit"]["check"]
+    assert check["auto"]["keep"] == 0.5
+    assert check["auto"]["choice"] in page
+
+
 def test_an_update_without_a_picture_is_shown_as_before(here):
     ok("update", "--data", "pattern.txt", *TRAIN)
     assert "blocks   " not in run_cli("show").out

@@ -13,7 +13,7 @@ def test_the_table_names_what_was_chosen_what_learns_too_little_and_what_it_cost
         Trial("self 50%", {}, (0.9, 1.0), (0.1, 0.2)),
         Trial("block", {}, (0.1, 0.1), (0.0, 0.0)),
     ]
-    found = {**judged(trials), "tokens": 3072, "budget": 153_600, "measured_tokens": 26_624, "keep": 0.75}
+    found = {**judged(trials, 0.75), "tokens": 3072, "budget": 153_600, "measured_tokens": 26_624, "keep": 0.75}
     lines = trial_lines(found, Paint(False))
     assert [line.split("  ")[-1].strip() for line in lines[1:4]] == ["0.0500", "chosen", "learns too little"]
     assert "90%" in lines[2]
@@ -22,6 +22,6 @@ def test_the_table_names_what_was_chosen_what_learns_too_little_and_what_it_cost
 
 def test_trials_that_told_nothing_are_shown_all_the_same():
     trials = [Trial("full", {}, (-1.0, -1.1), (0.5, 0.6)), Trial("self 50%", {}, (0.9, 1.0), (0.1, 0.2))]
-    lines = trial_lines({**judged(trials), "tokens": 1, "budget": 100, "measured_tokens": 1, "keep": 0.75}, Paint(False))
+    lines = trial_lines({**judged(trials, 0.75), "tokens": 1, "budget": 100, "measured_tokens": 1, "keep": 0.75}, Paint(False))
     assert len(lines) == 5
     assert "chosen" in lines[2]

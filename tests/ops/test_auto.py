@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from mlc.ops.update.auto import FRACTION, Trial, candidates, judged, sizes
+from mlc.ops.update.auto import AMPLE, FORWARD, FRACTION, LEAST_MEASURED, SEEDS, Trial, afforded, candidates, judged, sizes
 from mlc.ops.update.train import Update
 from mlc.registry.errors import BadParameter
 from mlc.tests.factories import WORDS, tiny_model
@@ -19,11 +19,15 @@ def trial(name, gain, rise, noise=0.01):
     return Trial(name, {"replay": name}, tuple(gain + w for w in wobble), tuple(rise + w for w in wobble))
 
 
+def decide(trials, keep=0.75):
+    return judged(trials, keep)
+
+
 # --- the rule ---
 
 
 def test_of_those_that_learn_enough_the_one_is_chosen_that_forgets_least():
-    found = judged([trial("full", 1.0, 0.5), trial("self 25%", 0.9, 0.3), trial("self 50%", 0.8, 0.1), trial("block", 0.3, 0.0)])
+    found = decide([trial("full", 1.0, 0.5), trial("self 25%", 0.9, 0.3), trial("self 50%", 0.8, 0.1), trial("block", 0.3, 0.0)])
     assert (found["choice"], found["options"], found["told_apart"]) == ("self 50%", {"replay": "self 50%"}, True)
     rows = {row["name"]: row for row in found["rows"]}
     assert [row["eligible"] for row in rows.values()] == [True, True, True, False]
@@ -33,25 +37,38 @@ def test_of_those_that_learn_enough_the_one_is_chosen_that_forgets_least():
 
 
 def test_where_noise_hides_the_difference_experience_decides():
-    alike = judged([trial("full", 1.0, 0.5), trial("spu 10%", 0.9, 0.100, 0.2), trial("self 50%", 0.9, 0.102, 0.1)])
+    alike = decide([trial("full", 1.0, 0.5), trial("spu 10%", 0.9, 0.100, 0.2), trial("self 50%", 0.9, 0.102, 0.1)])
     assert alike["choice"] == "self 50%"
     assert [row["alike"] for row in alike["rows"]] == [False, True, True]
-    apart = judged([trial("full", 1.0, 0.5), trial("spu 10%", 0.9, 0.1, 0.2), trial("self 50%", 0.9, 0.4, 0.1)])
+    apart = decide([trial("full", 1.0, 0.5), trial("spu 10%", 0.9, 0.1, 0.2), trial("self 50%", 0.9, 0.4, 0.1)])
     assert apart["choice"] == "spu 10%"
 
 
 def test_a_candidate_that_may_learn_enough_is_not_ruled_out_by_noise():
     full = Trial("full", {}, (1.0,) * 8, (0.5, 0.6) * 4)
     noisy = Trial("self 50%", {}, (0.0, 1.4) * 4, (0.1, 0.2) * 4)
-    assert judged([full, noisy])["choice"] == "self 50%"
+    assert decide([full, noisy])["choice"] == "self 50%"
     sure = Trial("self 50%", {}, (0.7, 0.7001) * 4, (0.1, 0.2) * 4)
-    assert judged([full, sure])["choice"] == "full"
+    assert decide([full, sure])["choice"] == "full"
+
+
+def test_who_asks_for_more_of_the_new_text_gets_it():
+    trials = [trial("full", 1.0, 0.5), trial("self 25%", 0.9, 0.3), trial("self 50%", 0.8, 0.1), trial("block", 0.3, 0.0)]
+    assert [decide(trials, keep)["choice"] for keep in (1.0, 0.9, 0.75, 0.3)] == ["full", "self 25%", "self 50%", "block"]
+
+
+def test_no_trial_is_taken_to_be_surer_than_another_seed_would_make_it():
+    at_the_edge = [trial("full", 1.0, 0.5), trial("self 50%", 0.74, 0.1)]
+    row = decide(at_the_edge)["rows"][1]
+    assert (row["learnt_error"], row["eligible"]) == (SEEDS, True)
+    assert decide([trial("full", 1.0, 0.5), trial("self 50%", 0.72, 0.1)])["choice"] == "full"
+    assert decide(at_the_edge)["rows"][0]["learnt_error"] == pytest.approx(0)
 
 
 def test_trials_that_taught_nothing_lead_to_the_usual_choice():
-    found = judged([trial("full", 0.001, 0.0, 0.3), trial("block", 0.0, 0.0, 0.3), trial("self 50%", -0.1, 0.1, 0.3)])
+    found = decide([trial("full", 0.001, 0.0, 0.3), trial("block", 0.0, 0.0, 0.3), trial("self 50%", -0.1, 0.1, 0.3)])
     assert (found["choice"], found["told_apart"]) == ("self 50%", False)
-    assert judged([trial("full", -1.0, 0.0), trial("self 50%", -1.0, 0.1)])["rows"][1]["learnt"] is None
+    assert decide([trial("full", -1.0, 0.0), trial("self 50%", -1.0, 0.1)])["rows"][1]["learnt"] is None
 
 
 # --- what it costs ---
@@ -63,11 +80,30 @@ def test_all_trials_together_read_at_most_their_share(steps, batch, length):
     assert size.tokens == 6 * size.steps * size.batch * size.seq_len <= FRACTION * size.budget
     assert size.seq_len <= length
     assert size.steps >= 4
+    models = 1 + 6 * 3  # at most: the parent, and every candidate with its blends
+    read = 2 * size.measured * models * size.seq_len
+    assert read <= FORWARD * FRACTION * size.budget or size.measured == LEAST_MEASURED
+    assert size.measured <= 64
+
+
+def test_only_trials_that_are_long_enough_to_judge_them_try_both_kinds_of_blocks(view):
+    short, size = afforded(Update(data="x", auto=True, steps=150), view, 128)
+    assert size.steps < AMPLE
+    assert set(short) == {"full", "self 25%", "self 50%", "spu 10%", "spu 30%", "block"}
+    ample, size = afforded(Update(data="x", auto=True, steps=1500), view, 128)
+    assert size.steps >= AMPLE
+    assert set(ample) == {*short, "block + self 50%"}
 
 
 def test_a_budget_that_leaves_nothing_for_trials_is_refused():
     with pytest.raises(BadParameter, match="too few to tell"):
         sizes(Update(data="x", auto=True, steps=10), 64, 6)
+
+
+@pytest.mark.parametrize("keep", [0.0, -1.0, 1.01, float("nan")])
+def test_a_share_that_is_none_is_refused(keep):
+    with pytest.raises(BadParameter, match="--auto-keep is a share above 0"):
+        Update(data="x", auto=True, auto_keep=keep)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +134,7 @@ def text(tmp_path_factory):
 def test_the_users_old_text_is_what_is_replayed(view, text):
     options = candidates(Update(data=str(text), auto=True, replay=(f"{text}:0.1",)), view)
     assert options["replay 50%"]["replay"] == (f"{text}:0.5",)
-    assert set(options) == {"full", "replay 25%", "replay 50%", "spu 10%", "block", "block + replay 50%"}
+    assert set(options) == {"full", "replay 25%", "replay 50%", "spu 10%", "spu 30%", "block", "block + replay 50%"}
     assert candidates(Update(data=str(text), auto=True), view)["self 25%"]["replay"] == ("self:0.25",)
 
 
@@ -110,7 +146,7 @@ def test_the_run_is_the_one_that_was_chosen_and_the_table_is_kept(view, text):
     assert found == shown
     assert found["tokens"] <= FRACTION * found["budget"] == FRACTION * 80 * 32 * 16
     names = [row["name"] for row in found["rows"]]
-    assert names[:6] == ["full", "self 25%", "self 50%", "spu 10%", "block", "block + self 50%"]
+    assert names[:6] == ["full", "self 25%", "self 50%", "spu 10%", "spu 30%", "block"]
     assert "full, blend 0.5" in names
     assert sum(kind == "autopilot" for kind, _ in run.artifacts) == 1
     assert {kind for kind, _ in run.artifacts} <= {"autopilot", "self-replay", "documents", "stream", "expansion-origin", "mask"}

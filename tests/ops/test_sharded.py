@@ -81,6 +81,15 @@ def test_several_workers_have_the_curve_of_one(llama, text, tmp_path, workers, m
         assert {n: after.entry(n).digest for n in still} == {n: llama.entry(n).digest for n in still}
 
 
+def test_what_trials_choose_is_trained_by_several_workers(llama, text, tmp_path):
+    """The trials run where the conductor is; workers find what came of them."""
+    run, op = MemoryRun(seed=3, scratch=tmp_path), update(text, auto=True, steps=60, batch=48, seq_len=16, lr=3e-3)
+    after = spread(op, llama, run, 2)
+    assert run.records["auto"]["choice"] == run.records["auto"]["rows"][0]["name"] or run.records["auto"]["options"]
+    assert_like_one_process(op, llama, run, after)
+    assert sum(kind == "autopilot" for kind, _ in run.artifacts) == 1
+
+
 @pytest.mark.parametrize("then", [0, 1, 2, 3])  # 0: this process
 def test_a_worker_that_is_killed_leaves_a_run_that_goes_on_with_any_number_of_them(llama, text, tmp_path, then):
     run, op = MemoryRun(seed=1, scratch=tmp_path), update(text, decay="wsd", warmup=0.0)

@@ -170,13 +170,27 @@ def test_a_killed_scheduler_is_noticed_and_the_run_goes_on(repo, root, words, la
     assert_it_goes_on_to_what_it_would_have_become(repo, root, words, engine)
 
 
-@pytest.mark.parametrize("engine", [REAL[0], REAL[2]])
+PROGRAM = """
+import sys
+from mlc.cli.app import main
+from mlc.ops.engine import slurm
+from mlc.policies import engines
+own = engines.launcher
+engines.launcher = lambda choice: slurm.Slurm("local") if choice.kind == "slurm" else own(choice)
+raise SystemExit(main(sys.argv[1:]))
+"""  # the program, with tasks on this machine where Slurm would have them
+
+
+@pytest.mark.parametrize("engine", REAL)
 def test_workers_of_a_killed_conductor_end_and_the_run_goes_on(repo, root, words, launchers, engine):
-    conductor = subprocess.Popen([sys.executable, "-P", "-m", "mlc", *words, "--engine", engine], stderr=subprocess.DEVNULL)
-    folder = until(lambda: attempt(repo))
-    assert present(folder)
-    conductor.kill()
-    conductor.wait()
+    conductor = subprocess.Popen([sys.executable, "-P", "-c", PROGRAM, *words, "--engine", engine], stderr=subprocess.DEVNULL)
+    try:
+        folder = until(lambda: conductor.poll() is not None or attempt(repo))
+        assert isinstance(folder, Path)  # else it has ended by itself
+        assert present(folder)
+    finally:
+        conductor.kill()
+        conductor.wait()
     until(lambda: not present(folder), 60.0)  # though nobody told them
     assert_it_goes_on_to_what_it_would_have_become(repo, root, words, engine)
 
@@ -194,6 +208,14 @@ def test_engines_are_named_as_they_are_typed():
     words = ["local", "torchrun:2", "ray:16", "slurm:1"]
     assert [str(parse_engine(word)) for word in words] == words
     assert parse_engine("slurm") == Choice("slurm", 1)
+
+
+@pytest.mark.parametrize("more", [(), ("--resume",), ("--compat-with", "nobody", "--compat-data", "none.jsonl")])
+def test_a_misspelt_engine_is_told_before_a_missing_commit(tmp_path, more):
+    ok("init", tmp_path)
+    answer = run_cli("update", "--data=none.txt", *more, "--engine", "torchrnu:2", "-R", tmp_path, "--json")
+    assert answer.code == 2
+    assert answer.error["message"] == "--engine is local, torchrun:N, ray:N or slurm, not 'torchrnu:2'."
 
 
 @pytest.mark.parametrize(
