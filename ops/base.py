@@ -243,7 +243,7 @@ class Operation(ABC):
 
     @abstractmethod
     def apply(self, view: ModelView, run: Run) -> Iterator[Change]:
-        """Yield changes one tensor at a time; never mutates `view`."""
+        """Yield changes one tensor at a time; never mutates `view`. A change may share memory with the next: use it before asking for that."""
 
     def check(self, before: ModelView, after: ModelView, run: Run) -> Check:
         """Did it do its job? Default: nothing to say."""
