@@ -16,6 +16,7 @@ from torch import Tensor
 
 WIDE = (torch.float32, torch.float64)
 CHUNK = 1 << 18  # elements of one step: as much as a processor's cache holds; no bit depends on it
+ELECTION = 1 << 17  # the same for an election, which takes more room
 GRAIN = (1 << 15) - 64  # the same when torch has several threads: below what it hands to them, for on a busy machine they wait
 
 
@@ -139,15 +140,104 @@ def task_sum(
     return out
 
 
+def elect_sum(
+    base: Tensor,
+    xs: Sequence[Tensor],
+    weights: Sequence[float],
+    cuts: Sequence[tuple[float, int]],
+    factor: float,
+    dtype: torch.dtype,
+    normalize: bool = True,
+    out: Tensor | None = None,
+    start: int = 0,
+    vectors: bool = False,
+) -> Tensor:
+    """base + factor * the mean of those trimmed differences that have the elected sign, defined to the bit as the sums above.
+
+    Args: for each of `xs` a pair (low, last) in `cuts`: of its difference what is smaller than `low` in magnitude becomes 0, and so does
+    what equals it at a flat index beyond `last` (a negative `low` drops nothing, and NaN is never dropped). `start`: the flat index of the
+    first element. `vectors`: `xs` are the differences themselves. `out` as in `weighted_sum`.
+    In order: `e_k = scale(trimmed(sub(x_k, base)), w_k)`; v is the sum of the e_k, s is - where v < 0, else +; y is the sum of those s e_k
+    that are greater than 0, m that of their w_k, sums by `add` in the order given; to normalize `y = div(y, m)`, with 1 for an m of 0;
+    `add(base, scale(s y, factor))`.
+    """
+    _single((base, *xs), (factor, *weights))
+    out = torch.empty(base.shape, dtype=dtype, device=base.device) if out is None else out
+    _exacting()
+    shares, (last,), least = _numbers(weights, out), _numbers((factor,), out), min(weights)
+    step = min(ELECTION, _chunk())
+    room = torch.empty(len(xs) + 3, min(step, out.numel()), dtype=torch.float32, device=out.device)
+    for new, (old, *parts) in _pieces(out, (base, *xs), step):
+        wide, signs, y, *terms = room[:, : len(new)].unbind()
+        wide.copy_(old)
+        for term, part, share, (low, end) in zip(terms, parts, shares, cuts, strict=True):
+            _product(part, None if vectors else wide, None, term)
+            _trim(term, low, end - start)
+            if share is not None:
+                torch.mul(term, share, out=term)
+        flips = torch.lt(_added(terms, signs), 0, out=signs).view(torch.int32)
+        torch.bitwise_left_shift(flips, 8, out=flips)  # of 1.0 just the bit of the sign is left, of 0.0 nothing
+        for term in terms:
+            torch.bitwise_xor(term.view(torch.int32), flips, out=term.view(torch.int32))
+            torch.threshold_(term, 0, 0)  # what is not greater than 0 becomes +0.0
+        _added(terms, y)
+        if normalize:
+            torch.div(y, _agreeing(terms, shares, least), out=y)
+        torch.bitwise_xor(y.view(torch.int32), flips, out=y.view(torch.int32))
+        if last is not None:
+            torch.mul(y, last, out=y)
+        round_into(new, torch.add(wide, y, out=y))
+        start += len(new)
+    return out
+
+
+def _trim(delta: Tensor, low: float, last: int) -> None:
+    """Trim delta in place. A hard shrinkage keeps what is greater than its bound; just below `low` it keeps what equals `low`, too."""
+    if low < 0:
+        return
+    below = float(torch.nextafter(torch.tensor(low, dtype=torch.float32), torch.tensor(-1.0)))
+    ends = min(max(last + 1, 0), len(delta))
+    for part, bound in ((delta[:ends], below), (delta[ends:], low)):
+        if len(part):
+            torch.hardshrink(part, bound, out=part)
+
+
+def _added(terms: Sequence[Tensor], out: Tensor) -> Tensor:
+    """Their sum in the order given, without a zero to start with."""
+    if len(terms) == 1:
+        return out.copy_(terms[0])
+    torch.add(terms[0], terms[1], out=out)
+    for term in terms[2:]:
+        torch.add(out, term, out=out)
+    return out
+
+
+def _agreeing(terms: Sequence[Tensor], shares: Sequence[Tensor | None], least: float) -> Tensor:
+    """The sum of the shares of those terms that are greater than 0, in the place of the first term; 1 (or `least`) for a sum of 0."""
+    for number, (term, share) in enumerate(zip(terms, shares, strict=True)):
+        torch.gt(term, 0, out=term)
+        if share is not None:
+            torch.mul(term, share, out=term)
+        if number:
+            torch.add(terms[0], term, out=terms[0])
+    if least > 0:  # sums of numbers that are all positive are at least the smallest of them; and 0 is divided by anything
+        return torch.clamp(terms[0], min=least, out=terms[0])
+    return torch.add(terms[0], torch.eq(terms[0], 0), out=terms[0])
+
+
 def _steps(out: Tensor, xs: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor, list[Tensor]]]:
     """A piece of the result at a time: where it goes, two float32 vectors of its length to work in, and the same piece of each operand."""
-    step, count = max(1, _chunk()), out.numel()
-    sums, terms = torch.empty(2, min(step, count), dtype=torch.float32, device=out.device)  # fresh memory costs more than sums
+    step = _chunk()
+    sums, terms = torch.empty(2, min(step, out.numel()), dtype=torch.float32, device=out.device)  # fresh memory costs more than sums
+    for new, parts in _pieces(out, xs, step):
+        yield new, sums[: len(new)], terms[: len(new)], parts
+
+
+def _pieces(out: Tensor, xs: Sequence[Tensor], step: int) -> Iterator[tuple[Tensor, list[Tensor]]]:
     new, flat = out.view(-1), [x.reshape(-1) for x in xs]
-    for start in range(0, count, step):
-        part = slice(start, min(start + step, count))
-        length = part.stop - start
-        yield new[part], sums[:length], terms[:length], [x[part] for x in flat]
+    for start in range(0, out.numel(), step):
+        part = slice(start, min(start + step, out.numel()))
+        yield new[part], [x[part] for x in flat]
 
 
 def _product(x: Tensor, base: Tensor | None, share: Tensor | None, y: Tensor) -> Tensor:

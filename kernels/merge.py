@@ -6,7 +6,7 @@ all roads and machines give the same bits. Models go in as they are stored; a ta
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -16,7 +16,6 @@ from . import exact
 from .dispatch import accelerated
 
 FLOATS = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
-ELECTION = 1 << 17  # elements of one step of an election: what a processor's cache holds; no bit depends on it
 LARGE = 1 << 22  # bytes
 NEVER = -1.0  # a threshold below every magnitude: nothing is trimmed
 
@@ -67,34 +66,9 @@ def elect_sum(
     """
     check((base, *tensors), (1.0, *weights))
     check_trims(tensors, low, last)
-    out, least = _room(base), min(weights)
-    room = torch.empty(len(tensors) + 4, min(ELECTION, base.numel()), dtype=torch.float32, device=base.device)
-    one, start = torch.ones((), device=base.device), 0
-    for new, old, *parts in _chunks(out, base, *tensors):
-        wide, sign, mixed, share, *terms = room[:, : new.numel()].unbind()
-        wide.copy_(old)
-        for i, (term, part) in enumerate(zip(terms, parts, strict=True)):
-            term.copy_(part)
-            if not vectors:
-                term.sub_(wide)
-            _trim(term, low[i], last[i] - start)
-            term.mul_(weights[i])
-        _add_up(terms, mixed)
-        torch.copysign(one, mixed.add_(0.0), out=sign)  # -0.0 + 0.0 is 0.0: a tie goes to +
-        mixed.zero_()
-        for term in terms:
-            mixed.add_(term.mul_(sign).clamp_(min=0))
-        if normalize:
-            share.zero_()
-            for weight, term in zip(weights, terms, strict=True):
-                share.add_(torch.gt(term, 0, out=term), alpha=weight)  # times one or zero: nothing is rounded
-            # Where nobody agrees, zero is divided. Weights that are all positive sum to at least the smallest of them.
-            mixed.mul_(sign).div_(share.clamp_(min=least) if least > 0 else share.add_(torch.eq(share, 0, out=sign)))
-        else:
-            mixed.mul_(sign)
-        exact.round_into(new, torch.add(wide, mixed.mul_(factor), out=wide))
-        start += new.numel()
-    return out
+    out, (known, *others) = _room(base), _single((base, *tensors))
+    cuts = list(zip(low, last, strict=True))
+    return exact.elect_sum(known, others, weights, cuts, factor, out.dtype, normalize, out, vectors=vectors)
 
 
 def check_trims(tensors: Sequence[Tensor], low: Sequence[float], last: Sequence[int]) -> None:
@@ -124,28 +98,3 @@ def _room(like: Tensor) -> Tensor:
 def _single(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Tensors of types that float32 holds: float64 is rounded to it."""
     return [x.to(torch.float32) if x.dtype == torch.float64 else x for x in tensors]
-
-
-def _trim(delta: Tensor, low: float, last: int) -> None:
-    """Trim delta in place. A hard shrinkage keeps what is greater than its bound; just below `low` it keeps what equals `low`, too."""
-    if low < 0 or not len(delta):
-        return
-    below = torch.nextafter(torch.tensor(low, dtype=torch.float32), torch.tensor(-1.0)).item()
-    ends = min(max(last + 1, 0), len(delta))
-    for part, bound in ((delta[:ends], below), (delta[ends:], low)):
-        if len(part):
-            torch.ops.aten.hardshrink.out(part, bound, out=part)
-
-
-def _add_up(terms: Sequence[Tensor], out: Tensor) -> None:
-    """Their sum in the order given, without a zero to start with."""
-    if len(terms) == 1:
-        out.copy_(terms[0])
-        return
-    torch.add(terms[0], terms[1], out=out)
-    for term in terms[2:]:
-        out.add_(term)
-
-
-def _chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    return zip(*(t.reshape(-1).split(ELECTION) for t in tensors), strict=True)

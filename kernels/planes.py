@@ -60,9 +60,9 @@ def join_pair(low: Tensor, high: Tensor, out: Tensor) -> None:
     if out.dtype not in ORDERED or out.element_size() != 2 or out.shape != low.shape or out.shape != high.shape:
         raise ValueError(f"two planes {list(low.shape)} and {list(high.shape)} are no {out.dtype} {list(out.shape)}")
     raw, rest = out.view(torch.int16), low.to(torch.int16)  # high: eight bits of sixteen; low: seven, and the sign below them
-    torch.bitwise_left_shift(raw.copy_(high), 7, out=raw)
-    torch.bitwise_or(raw, rest << 15, out=raw)
-    torch.bitwise_or(raw, rest.bitwise_right_shift_(1), out=raw)
+    half = rest >> 1
+    torch.add(half, rest, alpha=-0x8000, out=half)  # modulo 2^16 the sign, in its place
+    torch.add(half, raw.copy_(high), alpha=0x80, out=raw)
 
 
 def _bits(x: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from .records import FileEntry, Snapshot, TensorEntry, canonical
 if TYPE_CHECKING:
     import torch
 
+    from .delta.derived import Derived
     from .objects.store import ObjectStore
     from .repository import Repository
 
@@ -96,6 +97,13 @@ class ModelView:
         from .delta.buffers import borrow, dtype_of
 
         return borrow(self.objects.lent(entry.digest), dtype_of(entry.dtype)).view(entry.shape)
+
+    def derive(self, derived: Derived, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
+        """The tensor that `derived` describes, of any tensors that are stored beside this version: storage computes it, and only once."""
+        from .delta.buffers import dtype_of
+        from .delta.derived import FLOATS
+
+        return self.objects.derive(derived, {dtype_of(word): word for word in FLOATS}[dtype], shape)
 
     # --- files -----------------------------------------------------------------------------------------------
 

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ...registry.delta.buffers import keep_freed_memory
 from ...registry.delta.crew import alone, enlist
+from ...registry.delta.derived import ELECT, LINEAR, TASK, Derived
 from ...registry.delta.derived import FLOATS as DERIVABLE
-from ...registry.delta.derived import LINEAR, TASK, Derived
 from ...registry.errors import CheckFailed, Incompatible
 from ...registry.ids import Digest, blob_digest
 from ...registry.records import InputRecord
@@ -34,6 +35,7 @@ from .kept import Kept
 from .layout import Output, Part, lay_out, tie_heads
 from .pins import TEXT
 from .recipe import Recipe
+from .task_vectors import divisor, election
 from .vocabulary import Vocabulary, unify
 
 if TYPE_CHECKING:
@@ -58,6 +60,7 @@ def apply(op: Merge, view: ModelView, run: Run) -> Iterator[Change]:
     views = _views(op, recipe, view, run)
     job = prepare(op, recipe, views, view, run)
     outputs = tie_heads(job.outputs, views)
+    keep_freed_memory()
     with threads(1):  # sums inside a tensor are split by torch's threads; these work side by side instead
         if op.scope == "model":
             job = replace(job, cuts=cuts_over_model(job.recipe, outputs, job.delta))
@@ -111,7 +114,7 @@ class Job:
     running: Draw | None
     vocabulary: Vocabulary | None
     cuts: Mapping[tuple[str, int], Cut] = field(default_factory=dict)
-    held: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)  # by output: what was read for it, until it is stored
+    held: dict[str, tuple[tuple[Part, Tensor], ...]] = field(default_factory=dict)  # by output: what was read for it, until it is stored
     kept: Kept | None = None  # results of this run, should it have to be taken up again
 
     @property
@@ -133,8 +136,8 @@ class Job:
         if self._steady(output, parts):
             return self._taken(output, parts[0])
         data, derived = self._again(output)
-        if derived is None and (read := self.held.get(output.name)):  # storage reads what it is coded against, and nothing else
-            own = [x for x, part in zip(read, parts, strict=True) if self.views[part.model].snapshot_id == self.view.snapshot_id]
+        if read := self.held.get(output.name):  # storage reads what it is coded against or compared with, and nothing else
+            own = [(part, x) for part, x in read if self.views[part.model].snapshot_id == self.view.snapshot_id]
             self.held[output.name] = tuple(own)
         nearest = next((p.tensor for p in parts if self.views[p.model].snapshot_id == self.view.snapshot_id), None)
         names = (output.name, *output.also)
@@ -185,20 +188,26 @@ class Job:
             self._thresholds(output, order, base, tensors),
         )
         try:
-            data = merge_tensor(self.recipe.spec, case).to(wanted)
+            case = replace(case, thresholds=election(case, self.recipe.spec))
+            derived = self._derived(output, case, wanted)
+            if derived is None:
+                data = merge_tensor(self.recipe.spec, case).to(wanted)
+            else:  # as storage does: it will not have to try it
+                data = self.view.derive(derived, wanted, tuple(tensors[0].shape))
         except ValueError as fault:
             raise CheckFailed(f"{output.name} cannot be merged by {self.recipe.method}: {fault}") from fault
         self._check_finite(output.name, data, (*tensors, *([base] if base is not None else [])))
-        return data, self._derived(output, data)
+        return data, derived
 
     def _read(self, output: Output) -> tuple[Tensor | None, tuple[Tensor, ...]]:
         parts = [*output.parts, *([output.base] if output.base else [])]
-        if self.vocabulary is None and self.recipe.spec.formula in LENDING:
+        aligned = self.vocabulary is not None and per_token(self.views, parts[0])
+        if not aligned and self.recipe.spec.formula in LENDING:
             tensors = [self.views[p.model].lent(p.tensor) for p in reversed(parts)][::-1]  # the base first: the others may be deltas of it
-            self.held[output.name] = tuple(tensors)
+            self.held[output.name] = tuple(zip(parts, tensors, strict=True))
         else:
             tensors = [self.views[p.model].tensor(p.tensor) for p in parts]
-        if self.vocabulary is not None and per_token(self.views, parts[0]):
+        if self.vocabulary is not None and aligned:
             tensors = list(self.vocabulary.aligned([p.model for p in parts], tensors))
         return (tensors[-1], tuple(tensors[:-1])) if output.base else (None, tuple(tensors))
 
@@ -259,20 +268,24 @@ class Job:
             found.append(CopyTensor(name, part.tensor) if own else SetTensor(name, self.views[part.model].tensor(part.tensor)))
         return found
 
-    def _derived(self, output: Output, data: Tensor) -> Derived | None:
-        """The recipe by which storage can repeat this tensor to the bit: for the two formulas that are plain sums."""
+    def _derived(self, output: Output, case: Case, wanted: torch.dtype) -> Derived | None:
+        """The recipe by which storage can repeat this tensor to the bit: for plain sums, and for plain elections."""
         method = self.recipe.spec
         parts = [*([output.base] if output.base else []), *output.parts]
         words = {self.views[p.model].entry(p.tensor).dtype for p in parts}
         plain = method.formula == "linear" or (method.formula == "task" and method.trim is None and not method.vote)
         apart = any(self.views[p.model].adapter for p in parts)  # what an adapter's tensor is after its merge is stored nowhere
         apart |= self.vocabulary is not None and per_token(self.views, parts[0])
-        if self.native or not plain or apart or not words <= set(DERIVABLE) or data.dtype == torch.float64:
+        elected = case.thresholds if method.vote else None
+        if self.native or not (plain or elected) or apart or not words <= set(DERIVABLE) or wanted == torch.float64:
             return None
-        weights = [p["weight"] for p in output.each]
-        total = [float(torch.tensor(weights, dtype=torch.float32).sum())] if output.shared["normalize"] else []
-        numbers = (*weights, *total) if method.formula == "linear" else (*weights, output.shared["lambda"], *total)
-        return Derived(LINEAR if method.formula == "linear" else TASK, tuple(map(self._digest, parts)), numbers)
+        sources, weights = tuple(map(self._digest, parts)), [p["weight"] for p in output.each]
+        if elected:
+            numbers = (*weights, output.shared["lambda"], *([1.0] if output.shared["normalize"] else []))
+            return Derived(ELECT, sources, numbers, cuts=tuple(elected))
+        linear, total = method.formula == "linear", divisor(weights) if output.shared["normalize"] else None
+        numbers = (*weights, *(() if linear else (output.shared["lambda"],)), *(() if total is None else (total,)))
+        return Derived(LINEAR if linear else TASK, sources, numbers)
 
     def _digest(self, part: Part) -> Digest:
         return self.views[part.model].entry(part.tensor).digest

@@ -14,22 +14,22 @@ from torch import Tensor
 from ...kernels.merge import NEVER, elect_sum, task_sum, weighted_sum
 from .case import Case, Threshold, column
 from .table import Method
-from .trims import difference, magnitude_mask, masked, outlier_mask, random_mask, rank_mask, threshold
+from .trims import difference, magnitude_mask, masked, outlier_mask, random_mask, rank_mask, thresholds
 
+NARROW = (torch.float32, torch.bfloat16, torch.float16)  # sums of these are float32's
 NOTHING = 1e-8  # a smaller sum of weights is not divided by
 
 
 def merge_task_vectors(case: Case, method: Method) -> Tensor:
     """The merged tensor, in the base's type (float32 sums) or in the tensors' own type throughout when `case.native`."""
     weights, factor = case.values("weight"), case.shared["lambda"]
-    total = _total(weights) if case.shared["normalize"] else None
+    total = divisor(weights) if case.shared["normalize"] else None
     wide = torch.float64 if case.anchor().dtype == torch.float64 else torch.float32
     kind = case.anchor().dtype if case.native else wide
     typed = case.parity or kind != torch.float32  # as mergekit: every step in the tensors' type, sums by torch
     if method.trim is None and not method.vote and not typed:
         return task_sum(case.anchor(), *case.tensors, weights=weights, factor=factor, total=total)
-    if method.vote and not typed and (method.trim == "magnitude" or method.trim is None) and not case.shared["rescale"]:
-        cuts = case.thresholds or [_cut(x, case.anchor(), p["density"]) for x, p in zip(case.tensors, case.each, strict=True)]
+    if (cuts := election(case, method)) is not None:
         return _elect(case, case.tensors, cuts)
     base, deltas = (
         case.anchor().to(kind),
@@ -42,14 +42,23 @@ def merge_task_vectors(case: Case, method: Method) -> Tensor:
     return (base + weighted_sum(*deltas, weights=weights, total=total) * factor).to(case.anchor().dtype)
 
 
+def election(case: Case, method: Method) -> Sequence[Threshold] | None:
+    """Where each task vector is cut, for what is a trim by magnitude (or none), a vote and float32 sums; None for any other merge.
+
+    Raises ValueError for NaN.
+    """
+    if method.formula != "task" or not method.vote or method.trim not in ("magnitude", None) or case.shared["rescale"] or case.parity:
+        return None
+    kind = case.anchor().dtype
+    if kind != torch.float32 and (case.native or kind not in NARROW):
+        return None
+    return case.thresholds or thresholds(case.tensors, case.anchor(), case.values("density"))
+
+
 def _elect(case: Case, tensors: Sequence[Tensor], cuts: Sequence[Threshold], vectors: bool = False) -> Tensor:
     low, last = [c[0] for c in cuts], [c[1] for c in cuts]
     more = {"normalize": case.shared["normalize"], "factor": case.shared["lambda"], "vectors": vectors}
     return elect_sum(case.anchor(), *tensors, weights=case.values("weight"), low=low, last=last, **more)
-
-
-def _cut(x: Tensor, base: Tensor, density: float) -> Threshold:
-    return (NEVER, -1) if density >= 1 or x.numel() < 2 else threshold(x, base, density)
 
 
 def _trimmed(delta: Tensor, case: Case, index: int, method: Method) -> Tensor:
@@ -88,6 +97,7 @@ def _own_type(base: Tensor, deltas: list[Tensor], weights: list[float], case: Ca
     return base + mixed
 
 
-def _total(weights: list[float]) -> float | None:
-    total = float(torch.tensor(weights, dtype=torch.float32).sum())
+def divisor(weights: Sequence[float]) -> float | None:
+    """What a sum with these weights is divided by to normalize; None for a sum of weights that is next to nothing."""
+    total = float(torch.tensor(list(weights), dtype=torch.float32).sum())
     return None if abs(total) < NOTHING else total

@@ -6,10 +6,13 @@ told apart, the order is that of mergekit's sort.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from ...kernels.merge import NEVER
 from ...kernels.select import kth_largest, top_k_masks
 from .case import Draw, Threshold
 
@@ -34,45 +37,70 @@ def difference(x: Tensor, base: Tensor, dtype: torch.dtype) -> Tensor:
     return out
 
 
-def threshold(x: Tensor, base: Tensor, density: float) -> Threshold:
-    """Where a magnitude trim of x - base cuts: the smallest magnitude kept, and the last flat index kept among its equals.
+def thresholds(xs: Sequence[Tensor], base: Tensor, densities: Sequence[float]) -> list[Threshold]:
+    """Where a magnitude trim of each x - base cuts: the smallest magnitude kept, and the last flat index kept among its equals.
 
-    A sample tells between which two magnitudes the cut must lie; one pass counts what lies above and picks out what lies between, and only
-    that is put in order. When the sample misled, everything is counted. Either way the answer is exact. Raises ValueError for NaN.
+    A sample tells between which two magnitudes a cut must lie; one pass over all counts what lies above and picks out what lies between,
+    and only that is put in order. When the sample misled, everything is counted. Either way the answer is exact. Nothing is cut where the
+    density is 1, or from a single number. Raises ValueError for NaN.
     """
-    k = kept_count(x.numel(), density)
-    if x.numel() >= 4 * SAMPLE and (found := _between(x.reshape(-1), base.reshape(-1), k)) is not None:
-        return found
-    scores = difference(x, base, torch.float32).abs_().reshape(-1)
+    n, flat = base.numel(), base.reshape(-1)
+    found: list[Threshold] = [(NEVER, -1)] * len(xs)
+    cut = [i for i, density in enumerate(densities) if density < 1 and n >= 2]
+    sought = [_Search(xs[i].reshape(-1), flat, kept_count(n, densities[i])) for i in cut] if n >= 4 * SAMPLE else []
+    room = torch.empty(2, min(LOOK, n), dtype=torch.float32)
+    for start in range(0, n if sought else 0, LOOK):
+        part = slice(start, min(start + LOOK, n))
+        known = room[0, : part.stop - start].copy_(flat[part])
+        for search in sought:
+            search.look(part, known, room[1, : part.stop - start])
+    for place, i in enumerate(cut):
+        x, k = xs[i].reshape(-1), kept_count(n, densities[i])
+        found[i] = (sought[place].found() if sought else None) or _counted(x, flat, k)
+    return found
+
+
+def _counted(x: Tensor, base: Tensor, k: int) -> Threshold:
+    scores = difference(x, base, torch.float32).abs_()
     low = kth_largest([scores], k)
     equal = (scores == low).nonzero().reshape(-1)
     return low, int(equal[k - int((scores > low).sum()) - 1])
 
 
-def _between(x: Tensor, base: Tensor, k: int) -> Threshold | None:
-    n, step = x.numel(), x.numel() // SAMPLE
-    sample = np.sort(difference(x[::step], base[::step], torch.float32).abs_().numpy())
-    middle, spread = len(sample) * (1 - k / n), 3 * len(sample) ** 0.5  # six standard deviations of a quantile
-    high, low = (sample[min(max(int(middle + s), 0), len(sample) - 1)] for s in (spread, -spread))
-    room, over, values, places = torch.empty(2, LOOK, dtype=torch.float32), 0, [], []
-    for start in range(0, n, LOOK):
-        part = slice(start, min(start + LOOK, n))
-        moved, known = room[:, : part.stop - part.start]
-        torch.sub(moved.copy_(x[part]), known.copy_(base[part]), out=moved)
-        if bool(torch.isnan(moved.abs_().amax())):
+class _Search:
+    """For the k-th greatest of the magnitudes of x - base, between two of a sample of them."""
+
+    def __init__(self, x: Tensor, base: Tensor, k: int) -> None:
+        self.x, self.base, self.left = x, base, k  # left: of the k, those that were not seen above yet
+        step = len(x) // SAMPLE
+        sample = np.sort(difference(x[::step], base[::step], torch.float32).abs_().numpy())
+        middle, spread = len(sample) * (1 - k / len(x)), 3 * len(sample) ** 0.5  # six standard deviations of a quantile
+        self.high, self.low = (sample[min(max(int(middle + s), 0), len(sample) - 1)] for s in (spread, -spread))
+        self.between: list[np.ndarray] = []
+        self.parts: list[slice] = []
+
+    def look(self, part: slice, known: Tensor, moved: Tensor) -> None:
+        """At a part of x; `known`: the same part of the base in float32; `moved`: room for as much."""
+        scores = torch.sub(moved.copy_(self.x[part]), known, out=moved).abs_().numpy()
+        above, below = scores > self.high, scores < self.low
+        self.left -= int(np.count_nonzero(above))
+        self.between.append(scores[np.flatnonzero(np.equal(above, below, out=below))])  # neither: NaN, too
+        self.parts.append(part)
+
+    def found(self) -> Threshold | None:
+        """The cut; None when the sample misled, or for NaN."""
+        among = np.concatenate(self.between)
+        if not 0 < self.left <= len(among) or np.isnan(among).any():
             return None
-        scores = moved.numpy()
-        above, inside = scores > high, scores >= low
-        over += int(np.count_nonzero(above))
-        at = np.flatnonzero(np.not_equal(above, inside, out=inside))
-        values.append(scores[at])
-        places.append(at + start)
-    among, where, left = np.concatenate(values), np.concatenate(places), k - over
-    if not 0 < left <= len(among):
-        return None
-    cut = np.partition(among, len(among) - left)[len(among) - left]
-    equal = where[among == cut]
-    return float(cut), int(equal[left - int(np.count_nonzero(among > cut)) - 1])
+        cut = np.partition(among, len(among) - self.left)[len(among) - self.left]
+        left = self.left - int(np.count_nonzero(among > cut))
+        for part, scores in zip(self.parts, self.between, strict=True):
+            here = int(np.count_nonzero(scores == cut))
+            if left <= here:
+                moved = difference(self.x[part], self.base[part], torch.float32).abs_().numpy()
+                return float(cut), part.start + int(np.flatnonzero(moved == cut)[left - 1])
+            left -= here
+        raise AssertionError("there are as many equals as were counted")
 
 
 def magnitude_mask(delta: Tensor, density: float, parity: bool) -> Tensor:

@@ -22,9 +22,9 @@ from .blocks import block_sizes, row_of, write_table
 from .buffers import Buffer, as_bytes, bits, borrow, dtype_of, lend
 from .chooser import encode_block
 from .decode import decode_block, decode_range
-from .derived import RANK1, TASK, Derived, Read
+from .derived import ELECT, RANK1, TASK, Cut, Derived, Read, cut_count
 from .dtypes import CONSTANT, PLANES, RAW, SPARSE, item_size
-from .recipes import Head, Recipe, read_parts, write_head, write_parts
+from .recipes import Head, Recipe, read_cuts, read_parts, write_cuts, write_head, write_parts
 
 SEGMENTS = 8  # segments evaluated at a time: of few megabytes, and cut where the segments of the sources are
 ALONE = (RAW, CONSTANT, PLANES)  # codecs of factors
@@ -44,15 +44,19 @@ class Formula:
     sources: tuple[str, ...]  # types of the sources
     up: Tensor | None = None  # fp32 [rows, r]
     down: Tensor | None = None  # fp32 [r, columns]
+    cuts: tuple[Cut, ...] = ()
 
 
 # --- evaluating ----------------------------------------------------------------------------------------------
 
 
-def combine(function: str, numbers: Sequence[float], xs: Sequence[Tensor], out: Tensor) -> None:
-    """`linear` or `task` of vectors of one length, into `out`."""
+def combine(function: str, numbers: Sequence[float], xs: Sequence[Tensor], out: Tensor, cuts: Sequence[Cut] = (), start: int = 0) -> None:
+    """`linear`, `task` or `elect` of vectors of one length, into `out`. `start`: the flat index of their first element."""
     count, total = len(xs), numbers[len(xs)] if len(numbers) > len(xs) else None
-    if function == TASK:
+    if function == ELECT:
+        weights, factor = numbers[: count - 1], numbers[count - 1]
+        exact.elect_sum(xs[0], xs[1:], weights, cuts, factor, out.dtype, total is not None, out, start)
+    elif function == TASK:
         exact.task_sum(xs[0], xs[1:], numbers[: count - 1], numbers[count - 1], out.dtype, total, out)
     else:
         exact.weighted_sum(xs, numbers[:count], out.dtype, total, out)
@@ -73,7 +77,7 @@ def derive(derived: Derived, read: Read, dtype: torch.dtype, shape: Sequence[int
             w = xs[0].view(high - low, -1) if xs[0].numel() else xs[0].view(high - low, down.shape[1])
             part[:] = exact.add_rank1_terms(w, up[low:high], down, derived.numbers[0]).view(-1)
         else:
-            combine(derived.function, derived.numbers, xs, part)
+            combine(derived.function, derived.numbers, xs, part, derived.cuts, low * row)
     out = torch.empty((max(last - first, 0)) * math.prod(shape[1:]), dtype=dtype) if out is None else out
     return out.view(last - first, *shape[1:]) if shape else out.view(())
 
@@ -93,7 +97,7 @@ def predicted(formula: Formula, read: ReadSource, wanted: slice) -> Tensor:
 
 def _combined(formula: Formula, read: ReadSource, part: slice, out: Tensor) -> None:
     xs = [borrow(read(index, part), dtype_of(word)) for index, word in enumerate(formula.sources)]
-    combine(formula.function, formula.numbers, xs, out)
+    combine(formula.function, formula.numbers, xs, out, formula.cuts, part.start)
 
 
 def _rank1(formula: Formula, read: ReadSource, part: slice) -> Tensor:
@@ -125,7 +129,8 @@ def parse_formula(
 ) -> tuple[Formula, memoryview]:
     """The formula that recipe and payload (behind its head) tell, and the residual's bytes. Raises CorruptRecord."""
     if recipe.function != RANK1:
-        return Formula(recipe.function, recipe.numbers, word, shape, sources), data
+        cuts, data = read_cuts(data, cut_count(recipe.function, len(sources)))
+        return Formula(recipe.function, recipe.numbers, word, shape, sources, cuts=cuts), data
     rows, columns = sides(shape)
     rank, data = (int.from_bytes(data[:4], "little"), data[4:]) if len(data) >= 4 else (1 << 32, data)
     if not columns or rank > min(rows, columns):
@@ -173,21 +178,24 @@ class Coded:
 
 
 def encode(
-    recipe: Recipe, factors: Sequence[Tensor], head: Head, word: str, shape: tuple[int, ...], data: Buffer,
-    sources: tuple[str, ...], read: ReadSource,
+    recipe: Recipe, derived: Derived, head: Head, word: str, shape: tuple[int, ...], data: Buffer,
+    sources: tuple[str, ...], read: ReadSource | None,
 ) -> Coded | None:  # fmt: skip
     """Code a tensor's bytes as the function of its sources that the recipe tells, and what that leaves; proven to decode.
 
-    `recipe` and `sources` (their types) are in the order of the function, `head` is that of a payload without a residual. None when it is
-    not worth it: a tensor of one value or of a few bytes, or factors of a rank beyond the sides of the matrix. Raises HashMismatch if what
+    `recipe` and `sources` (their types) are in the order of the function, `head` is that of a payload without a residual. `read` is None
+    where these bytes are what was computed here, of the sources, as `derived` says: then there is nothing to prove. None when it is not
+    worth it: a tensor of one value or of a few bytes, or factors of a rank beyond the sides of the matrix. Raises HashMismatch if what
     was coded does not decode (a defect, or broken memory).
     """
     raw = as_bytes(data)
     if len(raw) < SMALLEST or encode_constant(borrow(raw, dtype_of(word))) is not None:
         return None
-    told = _write_factors(factors, shape) if recipe.function == RANK1 else b""
+    told = _write_factors(derived.factors, shape) if recipe.function == RANK1 else write_cuts(derived.cuts)
     if told is None:
         return None
+    if read is None:
+        return Coded(write_head(head) + told, False, True)
     formula, _ = parse_formula(recipe, word, shape, sources, memoryview(told))  # what a reader will see, not what was given
     blocks = list(_residuals(formula, raw, read))
     if all(equal for equal, *_ in blocks):

@@ -4,7 +4,8 @@ A recipe is a small object that the derived tensors of a commit share: function,
     mlc.recipe.v1 · {"function": ..., "numbers": [...], "sources": [{"snapshot": id} | {"tensor": digest}, ...]}
 Tensors that sum the same in different orders share it.
 The payload of a tensor says where in those snapshots its sources stand: most often one place for all, two or three bytes in the whole.
-    form (1 byte) · codec of the residual (1 byte, where there is one) · order (where it is another) · places · factors (rank1) · residual
+    form (1 byte) · codec of the residual (1 byte, where there is one) · order (where it is another) · places
+    · factors (rank1) or cuts (elect) · residual
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ from typing import Any
 from ..errors import CorruptRecord
 from ..ids import Digest, is_digest
 from ..records import canonical
-from .derived import RANK1, TASK, misfit
+from .derived import BASED, LOW, RANK1, Cut, miscut, misfit
 
 DOMAIN = b"mlc.recipe.v1\n"
 MOST_BYTES = 1 << 20  # of a recipe: thousands of sources
 RESIDUAL, ALIKE, ORDERED = 1, 2, 4  # bits of the form: there is a residual; all places are one; the sum is taken in another order
 FACTOR = struct.Struct("<BQ")  # codec, stored bytes
+PLACE_BYTES, INDEX_BYTES = 4, 9  # at most, of a number in sevens of bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +51,8 @@ class Recipe:
 
     @property
     def summed(self) -> int:
-        """How many of the sources are summed: all of `linear`, all but the base of `task`, none of `rank1`."""
-        return 0 if self.function == RANK1 else len(self.sources) - (self.function == TASK)
+        """How many of the sources are summed: all of `linear`, all but the base of `task` and `elect`, none of `rank1`."""
+        return 0 if self.function == RANK1 else len(self.sources) - (self.function in BASED)
 
     def ordered(self, order: Sequence[int] | None) -> Recipe:
         """The same function with what is summed in another order: the k-th is the one that was number `order[k]`."""
@@ -151,7 +153,7 @@ def _read_order(data: memoryview, summed: int) -> tuple[tuple[int, ...], memoryv
 def _read_varints(data: memoryview, count: int) -> tuple[list[int], memoryview]:
     numbers = []
     for _ in range(count):
-        number, data = _read_varint(data)
+        number, data = _read_varint(data, PLACE_BYTES)
         numbers.append(number)
     return numbers, data
 
@@ -165,13 +167,32 @@ def _varint(number: int) -> bytes:
     return bytes([*out, number])
 
 
-def _read_varint(data: memoryview) -> tuple[int, memoryview]:
+def _read_varint(data: memoryview, most: int) -> tuple[int, memoryview]:
     number = 0
-    for index, byte in enumerate(data[:4]):
+    for index, byte in enumerate(data[:most]):
         number |= (byte & 127) << (7 * index)
         if byte < 128:
             return number, data[index + 1 :]
     raise CorruptRecord("a derived tensor names a place that cannot be")
+
+
+def read_cuts(data: memoryview, count: int) -> tuple[tuple[Cut, ...], memoryview]:
+    """`count` cuts (four bytes and a number each), and what follows. Raises CorruptRecord."""
+    cuts: list[Cut] = []
+    for _ in range(count):
+        if len(data) < LOW.size:
+            raise CorruptRecord("a derived tensor's cuts are cut short")
+        (low,) = LOW.unpack(data[: LOW.size])
+        after, data = _read_varint(data[LOW.size :], INDEX_BYTES)
+        if miscut(low, after - 1):
+            raise CorruptRecord("a derived tensor is cut where nothing can be")
+        cuts.append((low, after - 1))
+    return tuple(cuts), data
+
+
+def write_cuts(cuts: Sequence[Cut]) -> bytes:
+    """The inverse of `read_cuts`, for numbers of float32."""
+    return b"".join(LOW.pack(low) + _varint(last + 1) for low, last in cuts)
 
 
 def read_parts(data: memoryview, count: int) -> tuple[list[tuple[int, memoryview]], memoryview]:

@@ -1,11 +1,14 @@
 """Coding a tensor as what it is derived from, on its way into a pack: sources found and verified, the recipe written short.
 
-Nothing here is trusted: sources that are not stored, do not fit, are damaged or are themselves too far from a keyframe mean None, and the
-tensor is coded as any other.
+No claim is trusted: sources that are not stored, do not fit, are damaged or are themselves too far from a keyframe mean None, and the
+tensor is coded as any other. Only what was computed in this room from verified sources, and is put as it was given away, is not computed
+a second time.
 """
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,17 +16,61 @@ from typing import TYPE_CHECKING
 from ..delta import MAX_DEPTH
 from ..delta.dtypes import item_size
 from ..delta.recipes import Head, Recipe, Source, parse_recipe
-from ..errors import HashMismatch, IntegrityError
-from ..ids import Digest, blob_digest, is_digest, tensor_hasher
+from ..errors import BadParameter, HashMismatch, IntegrityError
+from ..ids import Digest, blob_digest, is_digest, tensor_digest, tensor_hasher
 from . import chain, sources
 from .layout import ObjectInfo
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..delta.derived import Derived
+    from .store import ObjectStore
     from .writer import PackWriter
 
 MAX_WORK = 64  # decoded tensors behind one that we write
 Locate = Callable[[Digest], tuple[Digest, int] | None]  # a snapshot that names this tensor, and the place where it does
+
+
+REMEMBERED = 256  # tensors that were given away and not put yet
+
+
+class Witness:
+    """Which tensors were computed here, by digest, and of what. Safe among threads."""
+
+    def __init__(self) -> None:
+        self._seen: OrderedDict[Digest, Derived] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def saw(self, digest: Digest, derived: Derived) -> None:
+        """A tensor of this digest was computed as `derived` says."""
+        with self._lock:
+            self._seen[digest] = derived
+            while len(self._seen) > REMEMBERED:
+                self._seen.popitem(last=False)
+
+    def confirms(self, digest: Digest, derived: Derived) -> bool:
+        """Whether it was just this; asked once."""
+        with self._lock:
+            return self._seen.pop(digest, None) is derived
+
+
+def derive(store: ObjectStore, derived: Derived, dtype: str, shape: tuple[int, ...]) -> Tensor:
+    """The tensor of this type and shape that `derived` describes, of stored tensors that are verified on the way.
+
+    Raises BadParameter for sources of other shapes or types, and as `ObjectStore.tensor_bytes`.
+    """
+    from ..delta.buffers import borrow, dtype_of, lend
+    from ..delta.derived import derive as evaluate
+
+    infos = {digest: store.info(Digest(digest)) for digest in derived.sources}
+    if (fault := sources.unfit(derived.function, dtype, shape, tuple(infos.values()))) is not None:
+        raise BadParameter(f"a tensor cannot be derived: {fault}")
+    held = {digest: borrow(store.lent(info.digest), dtype_of(info.dtype)).view(shape) for digest, info in infos.items()}
+    data = evaluate(derived, lambda digest, rows: held[digest][rows] if shape else held[digest], dtype_of(dtype), shape)
+    if not derived.factors:  # those are coded on their way
+        store.witness.saw(tensor_digest(dtype, shape, [lend(data).data]), derived)
+    return data
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +86,11 @@ class Made:
     size: int
 
 
-def make(pack: PackWriter, dtype: str, shape: tuple[int, ...], data: memoryview, derived: Derived, locate: Locate | None) -> Made | None:
+def make(
+    pack: PackWriter, digest: Digest, dtype: str, shape: tuple[int, ...], data: memoryview, derived: Derived, locate: Locate | None
+) -> Made | None:
     """The tensor as derived, proven to decode from sources whose bytes are those of their names; None when it cannot be."""
+    known = pack.witness.confirms(digest, derived)
     try:
         if not all(is_digest(digest) and pack.has(Digest(digest)) for digest in derived.sources):
             return None
@@ -49,14 +99,14 @@ def make(pack: PackWriter, dtype: str, shape: tuple[int, ...], data: memoryview,
             return None
         recipe, places = _recipe(pack, derived, locate)
         stored, head = _shared(pack, recipe, places)
-        reader = _Verified(pack, infos)
+        reader = None if known else _Verified(pack, infos)
         from ..delta import derivation
 
         words = tuple(info.dtype for info in infos)
-        coded = derivation.encode(recipe, derived.factors, head, dtype, shape, data, words, reader.read)
+        coded = derivation.encode(recipe, derived, head, dtype, shape, data, words, reader.read if reader else None)
     except IntegrityError:  # a source that cannot be read is none; fsck will name it
         return None
-    if coded is None or not reader.verified():
+    if coded is None or not (reader is None or reader.verified()):
         return None
     told = stored.encode()
     again, digests, _, _ = sources.read_payload(pack, parse_recipe(told), memoryview(coded.payload))

@@ -13,11 +13,14 @@ from ..errors import CorruptRecord, HashMismatch, MissingObject
 from ..ids import Digest, blob_digest, is_digest, short, tensor_digest
 from . import chain, sources
 from .layout import MAX_DEPTH_READ, ObjectInfo
+from .making import Witness, derive
 from .packs import PackSet
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import Tensor
 
+    from ..delta.derived import Derived
     from .writer import PackWriter
 
 
@@ -29,6 +32,7 @@ class ObjectStore:
         self.pack_set = PackSet(directory)
         self.shelf = sources.Shelf()
         self.borrowed: chain.Borrowed = WeakValueDictionary()
+        self.witness = Witness()
         self._beneath: np.ndarray | None = None  # what the last tensor that was lent is a delta of
 
     # --- questions -------------------------------------------------------------------------------------------
@@ -106,6 +110,10 @@ class ObjectStore:
             found = np.frombuffer(bytes(data) if mapped else data, dtype=np.uint8)
             self.borrowed[digest] = found
         return found
+
+    def derive(self, derived: Derived, dtype: str, shape: tuple[int, ...]) -> Tensor:
+        """The tensor that `derived` describes. When it is put unchanged, with the same `derived`, it is not computed again to be proven."""
+        return derive(self, derived, dtype, shape)
 
     def tensor_range(self, digest: Digest, start: int, stop: int) -> memoryview:
         """A range of a tensor's bytes, *not verified* (a digest covers the whole): for readers that verify the whole themselves."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..delta.chooser import Encoded
     from ..delta.derived import Derived
     from ..delta.recipes import Recipe
-    from .making import Locate, Made
+    from .making import Locate, Made, Witness
     from .store import ObjectStore
 
 CODEC_NAMES = {code: name for name, code in CODECS.items()}
@@ -82,7 +82,7 @@ class PackWriter:
         if derived is not None:
             from .making import make
 
-            made = make(self, dtype, shape, view, derived, locate)
+            made = make(self, digest, dtype, shape, view, derived, locate)
             if made is not None and made.exactly:
                 return self._put_derived(digest, dtype, shape, len(view), made)
         coded, origin = self._encode(dtype, shape, view, base)
@@ -114,6 +114,11 @@ class PackWriter:
     def borrowed(self) -> chain.Borrowed:
         """Tensors that somebody holds in memory."""
         return self._store.borrowed
+
+    @property
+    def witness(self) -> Witness:
+        """Tensors that the store computed itself."""
+        return self._store.witness
 
     def release(self, info: ObjectInfo) -> None:
         """Stored bytes were read to their end."""

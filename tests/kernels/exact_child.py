@@ -31,6 +31,10 @@ def digest() -> str:
         w[0, 0], w[1, 1], w[2, :9] = float("nan"), float("inf"), 1e-41
         results += [exact.add_rank1_terms(w, up, down, 0.3), exact.add_rank1_terms(w[:0], up[:0], down)]
         b, x = w.flip(0), modest(301, 203, seed=6).to(kind)
+        results += [
+            exact.elect_sum(b, (w, x), (0.3, share), ((2.0**-7, 30_000), (-1.0, -1)), 0.7, kind, normalize)
+            for share, normalize in ((0.6, True), (-0.2, True), (0.6, False))
+        ]
         results += [exact.weighted_sum((w, b, x), (0.3, -0.7, 0.4), kind, 0.9), exact.task_sum(b, (w, x), (0.3, 0.6), 0.7, kind, 1.1)]
     for result in results:
         found.update(result.contiguous().view(torch.uint8).numpy().tobytes())

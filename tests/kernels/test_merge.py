@@ -57,7 +57,6 @@ def test_no_bit_depends_on_the_size_of_the_steps(monkeypatch: pytest.MonkeyPatch
     trims = {"low": [0.5, NEVER], "last": [700, -1]}
     whole = elect_sum(base, x, y, weights=[0.5, 1.0], **trims), weighted_sum(x, y, weights=[0.5, 1.0], total=3.0)
     monkeypatch.setattr("mlc.kernels.exact._chunk", lambda: 64)
-    monkeypatch.setattr("mlc.kernels.merge.ELECTION", 64)
     parts = elect_sum(base, x, y, weights=[0.5, 1.0], **trims), weighted_sum(x, y, weights=[0.5, 1.0], total=3.0)
     assert all(a.equal(b) for a, b in zip(whole, parts, strict=True))
 

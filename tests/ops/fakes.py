@@ -11,6 +11,7 @@ import torch
 from blake3 import blake3
 
 from mlc.ops.base import Change, CopyTensor, DropTensor, SetFile, SetTensor
+from mlc.registry.delta.derived import Derived, derive
 from mlc.registry.ids import SnapshotId, blob_digest, tensor_digest
 from mlc.registry.records import FileEntry, InputRecord, Snapshot, TensorEntry
 
@@ -24,6 +25,9 @@ WORDS = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+
+
+STORED: dict[str, torch.Tensor] = {}  # what any view ever held, by digest
 
 
 def raw_bytes(tensor: torch.Tensor) -> bytes:
@@ -57,6 +61,7 @@ class MemoryView:
         self.objects = MemoryObjects()
         self._entries = {name: _entry(name, tensor) for name, tensor in sorted(tensors.items())}
         self.reads: list[str] = []
+        STORED.update({entry.digest: tensors[name] for name, entry in self._entries.items()})
         self.snapshot = Snapshot(
             tuple(self._entries.values()),
             tuple(FileEntry(p, len(b), "0" * 64, "blob", blob_digest(b)) for p, b in sorted(files.items())),
@@ -101,6 +106,9 @@ class MemoryView:
 
     def lent(self, name: str) -> torch.Tensor:
         return self.tensor(name)
+
+    def derive(self, derived: Derived, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
+        return derive(derived, lambda digest, rows: STORED[digest][rows] if shape else STORED[digest], dtype, shape)
 
     def primary_names(self) -> tuple[str, ...]:
         return self.names()

@@ -146,10 +146,11 @@ def test_the_input_is_not_changed_and_torch_has_its_threads_back(versions):
 
 
 @pytest.mark.parametrize("kind", ["float32", "bfloat16"])
-@pytest.mark.parametrize("method", ["linear", "soup", "task_arithmetic"])
+@pytest.mark.parametrize("method", ["linear", "soup", "task_arithmetic", "ties"])
 def test_a_sum_is_stored_as_its_recipe_which_gives_every_bit(versions, halves, kind: str, method: str):
     known = versions if kind == "float32" else halves
-    chosen = {k: v for k, v in options(method).items() if k != "density"} | ({"lam": 0.7} if method == "task_arithmetic" else {})
+    chosen = {k: v for k, v in options(method).items() if k != "density" or method == "ties"}
+    chosen |= {"lam": 0.7} if method == "task_arithmetic" else {}
     by_digest = {v.entry(n).digest: v.tensor(n) for v in known.values() for n in v.names()}
     changes = sets(Merge(ingredients=("m1", "m2"), **chosen).apply(known["m1"], run_of(known)))
     assert len(changes) == len(known["m1"].names())
@@ -160,7 +161,12 @@ def test_a_sum_is_stored_as_its_recipe_which_gives_every_bit(versions, halves, k
 
 
 def test_what_is_no_plain_sum_is_stored_as_bytes(versions):
-    for chosen in (options("ties"), options("linear") | {"parity": True}, options("linear") | {"dtype": "bfloat16"}):
+    for chosen in (
+        options("dare_ties"),
+        options("ties") | {"parity": True},
+        options("linear") | {"parity": True},
+        options("linear") | {"dtype": "bfloat16"},
+    ):
         changes = sets(Merge(ingredients=("m1", "m2"), **chosen).apply(versions["m1"], run_of(versions)))
         assert {change.derived for change in changes.values()} == {None}
 

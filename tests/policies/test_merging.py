@@ -152,8 +152,16 @@ print(torch.backends.cpu.get_cpu_capability(), sum(len(view.raw(name)) for name 
 """
 
 
-@pytest.mark.parametrize("options", [{"weights": (0.3, 0.7)}, {"method": "task_arithmetic", "lam": 0.8}])
-def test_a_plain_sum_is_stored_in_less_than_four_kibibytes_and_read_back_without_vector_instructions(repo, tips, options):
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"weights": (0.3, 0.7)},
+        {"method": "task_arithmetic", "lam": 0.8},
+        {"method": "ties", "density": (0.4,)},
+        {"method": "ties", "density": (0.4,), "scope": "model", "normalize": False},
+    ],
+)
+def test_a_plain_sum_or_election_is_stored_in_less_than_four_kibibytes_and_read_back_without_vector_instructions(repo, tips, options):
     made = go(repo, "a", "b", **options)
     assert len(made.deltas) == len(repo.view(tips["a"]).names())
     assert sum(delta.bytes_stored for delta in made.deltas) <= 4096 - 512  # the rest is for the recipe that they share

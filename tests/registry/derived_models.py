@@ -55,11 +55,11 @@ def changed(repo: Repository, parent: CommitId, changes, branch: str) -> tuple[C
         return commit(repo, tx, snapshot, deltas, branch, parent), deltas
 
 
-def made(repo: Repository, function: str, numbers: tuple[float, ...], *sources: CommitId, dtype: torch.dtype = torch.float32):
+def made(repo: Repository, function: str, numbers: tuple[float, ...], *sources: CommitId, dtype: torch.dtype = torch.float32, cuts=()):
     """SetTensor of every tensor of the first source: the function of the tensors of that name in all of them."""
     views = [repo.view(source) for source in sources]
     for name in views[0].names():
-        derived = Derived(function, tuple(view.entry(name).digest for view in views), numbers)
+        derived = Derived(function, tuple(view.entry(name).digest for view in views), numbers, cuts=cuts)
         tensors = {view.entry(name).digest: view.tensor(name) for view in views}
         read = lambda digest, rows, tensors=tensors: tensors[digest][rows]  # noqa: E731
         yield SetTensor(name, derive(derived, read, dtype, views[0].entry(name).shape), derived=derived)

@@ -23,6 +23,7 @@ from mlc.registry.ids import Digest
 from mlc.tests.registry.derived_models import raw, weights
 
 WORDS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+LOW = 0.0078125
 ODD = (float("nan"), float("inf"), float("-inf"), -0.0, 0.0, 1e-41, 6e4)
 
 
@@ -41,13 +42,14 @@ def digest(number: int) -> Digest:
 
 def case(function: str, dtype: torch.dtype, shape: tuple[int, ...], kinds: tuple[torch.dtype, ...] = ()):
     """(derived, its sources, the tensor)."""
-    count = {"rank1": 1, "linear": 3, "task": 3}[function]
+    count = 1 if function == "rank1" else 3
     sources = [odd(*shape, seed=10 + i, dtype=(kinds or (dtype,))[i % len(kinds or (dtype,))]) for i in range(count)]
-    numbers = {"rank1": (0.3,), "linear": (0.3, -0.7, 1.1, 0.9), "task": (0.3, 0.6, 0.8)}[function]
+    numbers = {"rank1": (0.3,), "linear": (0.3, -0.7, 1.1, 0.9), "task": (0.3, 0.6, 0.8), "elect": (0.3, 0.6, 0.8, 1.0)}[function]
     factors = ()
     if function == "rank1":
         factors = weights(shape[0], 3, seed=20), weights(3, int(np.prod(shape[1:])), seed=21)
-    derived = Derived(function, tuple(digest(i) for i in range(count)), numbers, factors)
+    cuts = ((LOW, 7), (-1.0, -1)) if function == "elect" else ()
+    derived = Derived(function, tuple(digest(i) for i in range(count)), numbers, factors, cuts)
     tensors = dict(zip(derived.sources, sources, strict=True))
     return derived, sources, derive(derived, lambda name, rows: tensors[name][rows], dtype, shape)
 
@@ -56,7 +58,7 @@ def coded(derived: Derived, sources: list[torch.Tensor], target: torch.Tensor, h
     recipe = Recipe(derived.function, derived.numbers, tuple(Source("tensor", Digest(d)) for d in derived.sources))
     words = tuple(WORDS[x.dtype] for x in sources)
     shape = tuple(target.shape)
-    return recipe, encode(recipe, derived.factors, head, WORDS[target.dtype], shape, raw(target), words, reading(sources))
+    return recipe, encode(recipe, derived, head, WORDS[target.dtype], shape, raw(target), words, reading(sources))
 
 
 def reading(sources: list[torch.Tensor], asked: list | None = None):
@@ -82,22 +84,22 @@ def whole(target: torch.Tensor) -> slice:
 # --- bit for bit -------------------------------------------------------------------------------------------
 
 SHAPES = [(37, 53), (257, 3), (3, 1030), (40, 3, 5)]
-FLAT = [("linear", (1, 64)), ("linear", (1031,)), ("task", (99,))]
+FLAT = [("linear", (1, 64)), ("linear", (1031,)), ("task", (99,)), ("elect", (99,))]
 
 
 @pytest.mark.parametrize("dtype", list(WORDS), ids=str)
-@pytest.mark.parametrize(("function", "shape"), [*itertools.product(("rank1", "linear", "task"), SHAPES), *FLAT])
+@pytest.mark.parametrize(("function", "shape"), [*itertools.product(("rank1", "linear", "task", "elect"), SHAPES), *FLAT])
 def test_a_tensor_that_is_what_its_recipe_says_leaves_nothing_and_comes_back(function, shape, dtype):
     derived, sources, target = case(function, dtype, shape)
     recipe, found = coded(derived, sources, target)
     assert found.exactly
     assert not found.blocked
     if function != "rank1":
-        assert len(found.payload) == 1
+        assert len(found.payload) == (1 + 2 * 5 if function == "elect" else 1)
     assert back(recipe, found.payload, False, sources, target, whole(target)) == raw(target)
 
 
-@pytest.mark.parametrize("function", ["linear", "task"])
+@pytest.mark.parametrize("function", ["linear", "task", "elect"])
 def test_sources_of_other_types_are_widened(function):
     derived, sources, target = case(function, torch.bfloat16, (33, 47), (torch.float32, torch.bfloat16, torch.float16))
     recipe, found = coded(derived, sources, target)
@@ -147,7 +149,7 @@ def test_small_and_empty_tensors_are_evaluated(shape):
     assert raw(found) == raw(x * 0.75)
 
 
-@pytest.mark.parametrize("function", ["rank1", "linear", "task"])
+@pytest.mark.parametrize("function", ["rank1", "linear", "task", "elect"])
 def test_any_rows_are_those_of_the_whole(function, monkeypatch):
     monkeypatch.setattr(derivation, "SEGMENTS", 0)  # one row at a time
     derived, sources, target = case(function, torch.bfloat16, (37, 5))
@@ -160,7 +162,7 @@ def test_any_rows_are_those_of_the_whole(function, monkeypatch):
 # --- ranges and blocks -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("function", ["rank1", "linear", "task"])
+@pytest.mark.parametrize("function", ["rank1", "linear", "task", "elect"])
 @pytest.mark.parametrize("spoilt", [False, True])
 def test_tensors_of_many_blocks_stream(function, spoilt, monkeypatch):
     monkeypatch.setattr(blocks, "WHOLE", 4000)
@@ -180,7 +182,7 @@ def test_tensors_of_many_blocks_stream(function, spoilt, monkeypatch):
         assert per_source <= wanted.stop - wanted.start + 2 * 2000
 
 
-@pytest.mark.parametrize("function", ["rank1", "linear"])
+@pytest.mark.parametrize("function", ["rank1", "linear", "elect"])
 def test_rows_longer_than_a_block_are_evaluated_in_ranges(function, monkeypatch):
     monkeypatch.setattr(blocks, "WHOLE", 500)
     monkeypatch.setattr(blocks, "BLOCK", 200)
@@ -196,7 +198,7 @@ def test_rows_longer_than_a_block_are_evaluated_in_ranges(function, monkeypatch)
 
 
 @pytest.mark.parametrize("dtype", list(WORDS), ids=str)
-@pytest.mark.parametrize("function", ["rank1", "linear", "task"])
+@pytest.mark.parametrize("function", ["rank1", "linear", "task", "elect"])
 @pytest.mark.parametrize("harm", ["one element", "every element", "another tensor"])
 def test_what_the_recipe_does_not_say_is_a_residual(function, dtype, harm):
     derived, sources, target = case(function, dtype, (96, 128))
@@ -243,6 +245,7 @@ def test_factors_that_do_not_fit_are_not_used():
         ("matmul", 1, (1.0,)), ("rank1", 2, (1.0, 1.0)), ("rank1", 1, ()), ("linear", 0, ()), ("linear", 2, (1.0,)),
         ("linear", 1, (1.0, 2.0, 3.0)), ("task", 1, (1.0,)), ("task", 2, (1.0,)), ("linear", 1, (float("nan"),)),
         ("linear", 1, (float("inf"),)), ("linear", 1, (1e39,)), ("linear", 1, (1.0, 0.0)), ("task", 2, (1.0, 1.0, 0.0)),
+        ("elect", 1, (1.0,)), ("elect", 2, (1.0,)), ("elect", 2, (1.0, 1.0, 2.0)),
     ],
 )  # fmt: skip
 def test_functions_that_do_not_exist_or_fit_are_refused(function, sources, numbers):
@@ -257,6 +260,34 @@ def test_factors_belong_to_rank1_only():
     for factors in ((), (torch.zeros(1, 1),), (torch.zeros(1), torch.zeros(1))):
         with pytest.raises(BadParameter, match="two matrices"):
             Derived("rank1", (digest(0),), (1.0,), factors)
+
+
+@pytest.mark.parametrize("cut", [(float("nan"), 0), (float("inf"), 0), (0.1, 0), (1e39, 0), (0.5, -2), (0.5, 1 << 63)])
+def test_a_cut_is_a_number_of_float32_and_an_index(cut):
+    with pytest.raises(BadParameter, match="a cut for each"):
+        Derived("elect", (digest(0), digest(1)), (1.0, 1.0), cuts=(cut,))
+
+
+def test_cuts_belong_to_elections_only():
+    for function, numbers, cuts in (("task", (1.0, 1.0), ((0.5, 1),)), ("elect", (1.0, 1.0), ()), ("elect", (1.0, 1.0), ((0.5, 1),) * 2)):
+        with pytest.raises(BadParameter, match="cut"):
+            Derived(function, (digest(0), digest(1)), numbers, cuts=cuts)
+
+
+def test_an_election_is_its_single_steps():
+    base, a, b = (torch.tensor(x) for x in ([1.0, 1.0, 1.0, -0.0], [3.0, 1.5, 0.0, -0.0], [0.0, 2.5, 0.0, -0.0]))
+    tensors = dict(zip((digest(0), digest(1), digest(2)), (base, a, b), strict=True))
+    # differences (2, .5, -1, 0) and (-1, 1.5, -1, 0); of the first the equals of .5 beyond the first element go
+    d = Derived("elect", tuple(tensors), (0.5, 0.25, 2.0, 1.0), cuts=((0.5, 0), (-1.0, -1)))
+    found = derive(d, lambda name, rows: tensors[name][rows], torch.float32, (4,))
+    assert found.tolist() == [1.0 + 2 * (1.0 / 0.5), 1.0 + 2 * (0.375 / 0.25), 1.0 - 2 * (0.75 / 0.75), 0.0]
+    assert not torch.signbit(found[3])
+
+
+@given(st.lists(st.tuples(st.floats(-1, LARGEST, width=32), st.integers(-1, (1 << 62) - 1)), max_size=5))
+def test_cuts_survive(cuts):
+    found, rest = recipes.read_cuts(memoryview(recipes.write_cuts(cuts) + b"rest"), len(cuts))
+    assert (found, bytes(rest)) == (tuple(cuts), b"rest")
 
 
 def test_evaluation_computes_through_the_pinned_functions_alone():
@@ -318,9 +349,9 @@ def test_heads_survive(places, residual, order):
     assert (found, bytes(rest)) == (head, b"rest")
 
 
-@given(st.permutations(range(6)), st.sampled_from(["linear", "task"]))
+@given(st.permutations(range(6)), st.sampled_from(["linear", "task", "elect"]))
 def test_what_is_summed_in_any_order_is_one_recipe(order, function):
-    base = [Source("snapshot", digest(99))] if function == "task" else []
+    base = [Source("snapshot", digest(99))] if function != "linear" else []
     told = [Source("snapshot" if i % 2 else "tensor", digest(i // 2)) for i in range(6)]
     numbers = [0.5, 0.25, -1.0, 0.125, 0.5, 2.0]
     recipe = Recipe(function, (*numbers, 0.75), (*base, *told))
@@ -353,7 +384,7 @@ def test_any_head_is_read_or_refused(data, snapshots, summed):
 
 
 @pytest.mark.parametrize("spoilt", [False, True])
-@pytest.mark.parametrize("function", ["rank1", "linear", "task"])
+@pytest.mark.parametrize("function", ["rank1", "linear", "task", "elect"])
 @settings(deadline=None, max_examples=60)
 @given(data=st.data())
 def test_damaged_payloads_are_refused_or_harmless_to_the_reader(function, spoilt, data):
@@ -375,7 +406,7 @@ def test_damaged_payloads_are_refused_or_harmless_to_the_reader(function, spoilt
 
 
 @settings(deadline=None, max_examples=100)
-@given(st.binary(max_size=60), st.sampled_from(["rank1", "linear"]), st.booleans())
+@given(st.binary(max_size=60), st.sampled_from(["rank1", "linear", "elect"]), st.booleans())
 def test_payloads_of_nonsense_are_refused_or_harmless(payload, function, blocked):
     derived, sources, target = case(function, torch.float32, (12, 10))
     recipe = Recipe(function, derived.numbers, tuple(Source("tensor", Digest(d)) for d in derived.sources))

@@ -14,7 +14,7 @@ from mlc.ops.base import SetTensor
 from mlc.registry.delta import MAX_DEPTH, blocks
 from mlc.registry.delta.derived import Derived, derive
 from mlc.registry.delta.recipes import Recipe, Source
-from mlc.registry.errors import IntegrityError, MissingObject
+from mlc.registry.errors import BadParameter, IntegrityError, MissingObject
 from mlc.registry.formats.directory import export
 from mlc.registry.ids import Digest
 from mlc.registry.maintenance.du import du
@@ -243,6 +243,43 @@ def test_a_recipe_that_explodes_is_refused_by_the_reader(repo, two, monkeypatch)
         repo.objects.tensor_bytes(derived_infos(repo)[0].digest)
 
 
+# --- what storage computed itself --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("function", "numbers", "cuts"), [("linear", (0.3, 0.7), ()), ("elect", (0.3, 0.7), ((0.015625, 3),))])
+def test_what_storage_computed_is_put_without_computing_it_again(repo, two, monkeypatch, function, numbers, cuts):
+    views = [repo.view(commit) for commit in two]
+    derived = Derived(function, tuple(view.entry("layers.0.weight").digest for view in views), numbers, cuts=cuts)
+    data = views[0].derive(derived, torch.float32, (24, 32))
+    monkeypatch.setattr(making._Verified, "read", None)  # nothing is read to be proven
+    after, (delta,) = changed(repo, two[0], [SetTensor("layers.0.weight", data, derived=derived)], "main")
+    assert delta.codec == "derived"
+    monkeypatch.undo()
+    kept = {name: views[0].tensor(name) for name in views[0].names()} | {"layers.0.weight": data}
+    assert same(repo, after, kept)
+
+
+@pytest.mark.parametrize("spoilt", ["tensor", "claim"])
+def test_what_was_changed_since_storage_computed_it_is_proven_as_ever(repo, two, spoilt):
+    views = [repo.view(commit) for commit in two]
+    derived = Derived("linear", tuple(view.entry("layers.0.weight").digest for view in views), (0.3, 0.7))
+    data = views[0].derive(derived, torch.float32, (24, 32))
+    if spoilt == "tensor":
+        data[3, 3] = 9.0
+    else:
+        derived = Derived("linear", derived.sources, (0.7, 0.3))
+    after, _ = changed(repo, two[0], [SetTensor("layers.0.weight", data, derived=derived)], "main")
+    assert same(repo, after, {name: views[0].tensor(name) for name in views[0].names()} | {"layers.0.weight": data})
+    assert fsck(Repository.open(repo.root), 3).findings == ()
+
+
+def test_storage_derives_from_what_fits_only(repo, two):
+    view = repo.view(two[0])
+    derived = Derived("linear", (view.entry("layers.0.weight").digest,), (1.0,))
+    with pytest.raises(BadParameter, match="no tensor of shape"):
+        view.derive(derived, torch.float32, (32, 24))
+
+
 # --- what else must be stored ------------------------------------------------------------------------------
 
 
@@ -256,8 +293,9 @@ def test_whoever_follows_objects_is_told_of_all_that_is_needed(repo, two):
 
 
 @pytest.mark.parametrize("gone", ["source", "recipe", "table"])
-def test_what_is_gone_is_named_at_level_1_and_by_the_reader(repo, two, gone):
-    merged, _ = changed(repo, two[0], made(repo, "linear", (0.5, 0.5), *two), "main")
+@pytest.mark.parametrize(("function", "cuts"), [("linear", ()), ("elect", ((0.015625, 3),))])
+def test_what_is_gone_is_named_at_level_1_and_by_the_reader(repo, two, gone, function, cuts):
+    merged, _ = changed(repo, two[0], made(repo, function, (0.5, 0.5), *two, cuts=cuts), "main")
     info = repo.objects.info(repo.view(merged).entry("layers.0.weight").digest)
     view = repo.view(two[1])
     name = {"source": view.entry("layers.0.weight").digest, "recipe": info.base, "table": Digest(view.snapshot_id)}[gone]
@@ -319,6 +357,8 @@ def test_a_plain_processor_restores_every_byte(repo, tmp_path):
         parents = [imported(repo, tmp_path / f"{word}{i}", model(2, (65, 43), i, dtype), f"{word}{i}") for i in range(3)]
         changed(repo, parents[0], made(repo, "linear", (0.3, 0.6, 1.1, 0.95), *parents, dtype=dtype), f"{word}-linear")
         changed(repo, parents[0], made(repo, "task", (0.3, 0.6, 0.7), *parents, dtype=dtype), f"{word}-task")
+        elected = made(repo, "elect", (0.3, 0.6, 0.7, 1.0), *parents, dtype=dtype, cuts=((0.015625, 900), (-1.0, -1)))
+        changed(repo, parents[0], elected, f"{word}-elect")
         x = repo.view(parents[0]).entry("layers.0.weight")
         edit = Derived("rank1", (x.digest,), (0.3,), (weights(65, 5, seed=1), weights(5, 43, seed=2)))
         data = derive(edit, lambda d, rows, p=parents[0]: repo.view(p).tensor("layers.0.weight")[rows], dtype, x.shape)
@@ -326,4 +366,4 @@ def test_a_plain_processor_restores_every_byte(repo, tmp_path):
     environment = {**os.environ, "ATEN_CPU_CAPABILITY": "default"}
     done = subprocess.run([sys.executable, "-P", str(CHILD), str(repo.root)], env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.split() == ["DEFAULT", "15", "True"]
+    assert done.stdout.split() == ["DEFAULT", "21", "True"]
