@@ -65,7 +65,7 @@ class Compatible:
         weights = self.s.alpha + (0.0 if self.s.plain else self.s.beta) * old.right.float()
         apart = self._logits(logits, old) if self.s.method == "focal-logits" else self._kl(logits, old)
         kept = _mean(weights * apart, owners, len(chosen), old.known)
-        return _mean(labels, owners, len(chosen), torch.ones_like(old.known)) + self.s.weight * kept
+        return self.s.labels * _mean(labels, owners, len(chosen), torch.ones_like(old.known)) + self.s.weight * kept
 
     def _kl(self, logits: Tensor, told: Told) -> Tensor:
         """tau^2 KL(told || logits) per decision."""

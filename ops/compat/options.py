@@ -29,10 +29,11 @@ class Settings:
     beta: float = 5.0
     tau: float = 1.0  # temperature of the divergence; the card's 100 is for image classes, 1 was measured for language models
     weight: float = 1.0  # lambda
+    labels: float = 1.0  # of the anchors' own answers, which focal distillation and kd learn beside the old version's
 
     def __post_init__(self) -> None:
         _require(self.method in METHODS, f"a compatible update is one of {', '.join(METHODS)}, not {self.method!r}")
-        for name, value in (("alpha", self.alpha), ("beta", self.beta), ("lambda", self.weight)):
+        for name, value in (("alpha", self.alpha), ("beta", self.beta), ("lambda", self.weight), ("labels", self.labels)):
             _require(math.isfinite(value) and value >= 0, f"{name} must not be negative, it is {value}")
         _require(math.isfinite(self.tau) and self.tau > 0, f"tau is a temperature above 0, not {self.tau}")
         _require(self.muscle or self.alpha + (0 if self.plain else self.beta) > 0, "alpha and beta are both 0: nothing would be kept")
@@ -85,7 +86,7 @@ def check_compat(op: Update) -> None:
 
 def settings_of(op: Update) -> Settings:
     """How an update is held to an older version."""
-    return Settings(op.compat, op.compat_alpha, op.compat_beta, op.compat_tau, op.compat_lambda)
+    return Settings(op.compat, op.compat_alpha, op.compat_beta, op.compat_tau, op.compat_lambda, op.compat_labels)
 
 
 def _require(condition: bool, sentence: str, hint: str | None = None) -> None:

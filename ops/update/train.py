@@ -84,6 +84,7 @@ class Update(Operation):
     compat_beta: float = option(5.0, help="further weight of anchors that the older version has right")
     compat_tau: float = option(1.0, help="temperature of the divergence")
     compat_lambda: float = option(1.0, help="weight of the compatibility loss beside the labels'")
+    compat_labels: float = option(1.0, help="weight of the anchors' own answers as labels (not MUSCLE's, which has none)")
     protect: str = option("none", help="what must stay is kept by: spu, ewc, hle, l2sp, or several with commas between")
     protect_rate: float = option(0.1, help="share of the first MLP matrices that --protect spu lets move")
     protect_weight: float | None = option(None, help="how strong ewc, hle and l2sp pull back (default: by method)")

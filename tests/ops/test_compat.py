@@ -86,6 +86,13 @@ def test_focal_distillation_is_the_labels_loss_and_a_weighted_divergence(models,
     assert objective.loss(module, chosen).item() == pytest.approx(wanted.item(), rel=1e-5)
 
 
+def test_the_labels_of_anchors_are_weighed_by_themselves(models, pairs):
+    objective, anchors, module = held(models, pairs, weight=0.5, labels=0.25)
+    chosen = list(range(len(anchors)))
+    whole_loss, none = (held(models, pairs, weight=0.5, labels=labels)[0].loss(module, chosen) for labels in (1.0, 0.0))
+    assert objective.loss(module, chosen).item() == pytest.approx((none + 0.25 * (whole_loss - none)).item(), rel=1e-6)
+
+
 def test_plain_distillation_asks_nobody_who_is_right(models, pairs):
     objective, anchors, module = held(models, pairs, "kd")
     chosen = list(range(len(anchors)))
