@@ -153,7 +153,7 @@ def weights(repo: Repository, a: CommitId, b: CommitId, *, compute: bool, progre
     missing = [name for name in changed if name not in distances]
     if compute and missing:
         distances |= _computed(repo, before, after, missing, progress)
-    family = family_of(_config(repo, after))
+    family = family_of(config_file(repo, after))
     groups: dict[tuple[int | None, str], Group] = {}
     for name in changed:
         groups.setdefault(role_of(family, name), Group()).add(*distances.get(name, (None, None, None)))
@@ -210,7 +210,7 @@ def _computed(repo: Repository, before: Snapshot, after: Snapshot, names: Iterab
 
 def config(repo: Repository, a: CommitId, b: CommitId) -> dict[str, Any]:
     """Top-level keys of config.json: `changed` maps a key to [before, after]."""
-    old, new = (_config(repo, repo.snapshot(repo.commit(c).snapshot)) or {} for c in (a, b))
+    old, new = (config_file(repo, repo.snapshot(repo.commit(c).snapshot)) or {} for c in (a, b))
     return {
         "changed": {key: [old[key], new[key]] for key in sorted(old.keys() & new.keys()) if old[key] != new[key]},
         "added": {key: new[key] for key in sorted(new.keys() - old.keys())},
@@ -228,7 +228,7 @@ def files(repo: Repository, a: CommitId, b: CommitId) -> dict[str, list[str]]:
     }
 
 
-def _config(repo: Repository, snapshot: Snapshot) -> dict[str, Any] | None:
+def config_file(repo: Repository, snapshot: Snapshot) -> dict[str, Any] | None:
     """config.json as data; None where there is none or it is no JSON object."""
     digest = next((f.digest for f in snapshot.files if f.path == "config.json" and f.kind == "blob"), None)
     if digest is None:

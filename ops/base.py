@@ -30,6 +30,19 @@ def option(default: Any = dataclasses.MISSING, *, help: str, flag: str | None = 
     return dataclasses.field(default=default, metadata={"help": help, "flag": flag, **more})
 
 
+def requirement(verb: str) -> Callable[..., None]:
+    """What a `__post_init__` checks its fields with: `require(condition, sentence, hint=None)` raises BadParameter.
+
+    The hint is where the options of the verb are listed, unless there is a better one.
+    """
+
+    def require(condition: object, sentence: str, hint: str | None = None) -> None:
+        if not condition:
+            raise BadParameter(sentence, hint=hint or f"`mlc {verb} --help` lists every option")
+
+    return require
+
+
 # --- what an operation yields ----------------------------------------------------------------------------
 
 
@@ -243,7 +256,10 @@ class Operation(ABC):
 
     @abstractmethod
     def apply(self, view: ModelView, run: Run) -> Iterator[Change]:
-        """Yield changes one tensor at a time; never mutates `view`. A change may share memory with the next: use it before asking for that."""
+        """Yield changes one tensor at a time; never mutates `view`.
+
+        A change may share memory with the next: use it before asking for that.
+        """
 
     def check(self, before: ModelView, after: ModelView, run: Run) -> Check:
         """Did it do its job? Default: nothing to say."""

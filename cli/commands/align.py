@@ -67,12 +67,11 @@ def run(
 
 def _encodes(session: Session, rev: str | None) -> bool:
     """Whether the version turns texts into vectors: a bare body without a head that writes or classifies."""
-    from ...registry.formats.configs import parse
+    from ..differences import config_file
 
-    snapshot = session.repo.snapshot(session.repo.commit(session.repo.resolve(rev)).snapshot)
-    digest = next((f.digest for f in snapshot.files if f.path == "config.json" and f.kind == "blob"), None)
-    config = parse("config.json", session.repo.blob(digest)) if digest is not None else None
-    return any(str(name).endswith(("Model", "ForMaskedLM")) for name in (config or {}).get("architectures") or ())
+    repo = session.repo
+    config = config_file(repo, repo.snapshot(repo.commit(repo.resolve(rev)).snapshot)) or {}
+    return any(str(name).endswith(("Model", "ForMaskedLM")) for name in config.get("architectures") or ())
 
 
 def _check_options(kind: Any, options: Any) -> None:

@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from ...registry.errors import BadParameter
-from ..base import Change, Check, Expectations, Operation, Plan, Run, option
+from ..base import Change, Check, Expectations, Operation, Plan, Run, option, requirement
 from ..update.options import Adapter, Replay, parse_adapter, parse_replay
 from .options import METHODS, Settings
 
 if TYPE_CHECKING:
     from ...registry.view import ModelView
+
+require = requirement("align")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,18 +47,18 @@ class Align(Operation):
     save_every: int = option(50, help="steps between resumable states; 0 for none")
 
     def __post_init__(self) -> None:
-        _require(bool(self.to), "--to needs the older version")
-        _require(bool(self.data), "--data needs the path of a file of anchors")
-        _require(self.method in METHODS, f"--method is one of {', '.join(METHODS)}, not {self.method!r}")
+        require(bool(self.to), "--to needs the older version")
+        require(bool(self.data), "--data needs the path of a file of anchors")
+        require(self.method in METHODS, f"--method is one of {', '.join(METHODS)}, not {self.method!r}")
         for flag, value in (("steps", self.steps), ("batch", self.batch)):
-            _require(value >= 1, f"--{flag} must be at least 1, not {value}")
-        _require(self.lr is None or (math.isfinite(self.lr) and self.lr > 0), f"--lr must be a positive number, not {self.lr}")
-        _require(0 <= self.holdout <= 0.5, f"--holdout is a share from 0 to 0.5, not {self.holdout}")
-        _require(0 <= self.warmup < 1, f"--warmup is a share of the steps below 1, not {self.warmup}")
-        _require(0 <= self.weight_decay < 1, f"--weight-decay is from 0 to 1, not {self.weight_decay}")
-        _require(self.clip >= 0 and math.isfinite(self.clip), f"--clip must not be negative, it is {self.clip}")
-        _require(self.save_every >= 0, f"--save-every must not be negative, it is {self.save_every}")
-        _require(all(r.path is not None for r in self.texts), "--text names files", "give FILE:RATIO")
+            require(value >= 1, f"--{flag} must be at least 1, not {value}")
+        require(self.lr is None or (math.isfinite(self.lr) and self.lr > 0), f"--lr must be a positive number, not {self.lr}")
+        require(0 <= self.holdout <= 0.5, f"--holdout is a share from 0 to 0.5, not {self.holdout}")
+        require(0 <= self.warmup < 1, f"--warmup is a share of the steps below 1, not {self.warmup}")
+        require(0 <= self.weight_decay < 1, f"--weight-decay is from 0 to 1, not {self.weight_decay}")
+        require(self.clip >= 0 and math.isfinite(self.clip), f"--clip must not be negative, it is {self.clip}")
+        require(self.save_every >= 0, f"--save-every must not be negative, it is {self.save_every}")
+        require(all(r.path is not None for r in self.texts), "--text names files", "give FILE:RATIO")
         parse_adapter(self.adapter)
         _ = self.settings
 
@@ -97,8 +98,3 @@ class Align(Operation):
     def expects(self) -> Expectations:
         notes = () if self.texts else ("no text to go on with: what the version learned since may suffer; `--text FILE:0.5` holds it",)
         return Expectations(may_forget=True, notes=notes)
-
-
-def _require(condition: bool, sentence: str, hint: str | None = None) -> None:
-    if not condition:
-        raise BadParameter(sentence, hint=hint or "`mlc align --help` lists every option")

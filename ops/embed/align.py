@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from ...registry.errors import BadParameter
-from ..base import Change, Check, Expectations, Operation, Plan, Run, option
+from ..base import Change, Check, Expectations, Operation, Plan, Run, option, requirement
 
 if TYPE_CHECKING:
     from ...registry.view import ModelView
 
+require = requirement("align")
 METHODS = ("oca", "bt2", "bct", "procrustes")
 
 
@@ -42,16 +42,16 @@ class AlignEmbeddings(Operation):
     save_every: int = option(100, help="steps between resumable states; 0 for none")
 
     def __post_init__(self) -> None:
-        _require(self.method in METHODS, f"--method is one of {', '.join(METHODS)}, not {self.method!r}")
-        _require(bool(self.to) and bool(self.data), "--to needs a version and --data a file of labelled texts")
+        require(self.method in METHODS, f"--method is one of {', '.join(METHODS)}, not {self.method!r}")
+        require(bool(self.to) and bool(self.data), "--to needs a version and --data a file of labelled texts")
         for flag, value in (("steps", self.steps), ("batch", self.batch)):
-            _require(value >= 1, f"--{flag} must be at least 1, not {value}")
+            require(value >= 1, f"--{flag} must be at least 1, not {value}")
         for flag, value in (("extra", self.extra), ("save-every", self.save_every)):
-            _require(value >= 0, f"--{flag} must not be negative, it is {value}")
+            require(value >= 0, f"--{flag} must not be negative, it is {value}")
         for flag, value in (("lr", self.lr), ("scale", self.scale)):
-            _require(math.isfinite(value) and value > 0, f"--{flag} must be a positive number, not {value}")
-        _require(math.isfinite(self.old_weight) and self.old_weight >= 0, f"--old-weight must not be negative, it is {self.old_weight}")
-        _require(0 < self.holdout <= 0.5, f"--holdout is a share of the labels, above 0 and at most 0.5, not {self.holdout}")
+            require(math.isfinite(value) and value > 0, f"--{flag} must be a positive number, not {value}")
+        require(math.isfinite(self.old_weight) and self.old_weight >= 0, f"--old-weight must not be negative, it is {self.old_weight}")
+        require(0 < self.holdout <= 0.5, f"--holdout is a share of the labels, above 0 and at most 0.5, not {self.holdout}")
 
     def plan(self, view: ModelView) -> Plan:
         from .planning import plan
@@ -70,8 +70,3 @@ class AlignEmbeddings(Operation):
 
     def expects(self) -> Expectations:
         return Expectations(notes=("vectors of the version before cannot be compared with the new ones, except where a verdict says so",))
-
-
-def _require(condition: bool, sentence: str, hint: str | None = None) -> None:
-    if not condition:
-        raise BadParameter(sentence, hint=hint or "`mlc align --help` lists every option")

@@ -36,6 +36,7 @@ def apply(op: AlignEmbeddings, view: ModelView, run: Run) -> Iterator[Change]:
     with threads(run.threads), torch.random.fork_rng():
         torch.manual_seed(run.seed)
         model = load_model(view, dtype=torch.float32)
+        names = state_names(model, view)  # with a pooler, where there is one: it is taken off next
         encoder = as_encoder(model, view)
         if encoder.head is not None:
             raise Incompatible("this encoder has a head already", hint="align the version before its head was made")
@@ -52,7 +53,9 @@ def apply(op: AlignEmbeddings, view: ModelView, run: Run) -> Iterator[Change]:
         if op.method != "procrustes":
             facts |= _train(op, view, encoder, data, old, alone, run)
         run.record("training", facts)
-        yield from _changes(view, model, encoder, trained=op.method != "procrustes")
+        if op.method != "procrustes":
+            yield from _changes(view, model, names)
+        yield from _files(view, encoder)
 
 
 def vectors(view: ModelView, data: Labelled, run: Run) -> Tensor:
@@ -122,21 +125,11 @@ def _train(op: AlignEmbeddings, view: ModelView, encoder: Encoder, data: Labelle
 # --- what becomes of it ----------------------------------------------------------------------------------
 
 
-def _changes(view: ModelView, model: Any, encoder: Encoder, *, trained: bool) -> Iterator[Change]:
-    if trained:
-        moved = dict(model.named_parameters())
-        for name, stored in state_names_without_pooler(model, view).items():
-            if name in moved:
-                yield SetTensor(stored, moved[name].detach().to(torch_dtype(view.entry(stored).dtype)))
-    yield from _files(view, encoder)
-
-
-def state_names_without_pooler(model: Any, view: ModelView) -> dict[str, str]:
-    """Module name -> stored name of what the encoder still holds: the pooler was taken off."""
-    from ..models import build
-
-    held = set(model.state_dict())
-    return {name: stored for name, stored in state_names(build(view), view).items() if name in held}
+def _changes(view: ModelView, model: Any, names: dict[str, str]) -> Iterator[Change]:
+    moved = dict(model.named_parameters())
+    for name, stored in names.items():
+        if name in moved:
+            yield SetTensor(stored, moved[name].detach().to(torch_dtype(view.entry(stored).dtype)))
 
 
 def _files(view: ModelView, encoder: Encoder) -> Iterator[Change]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -116,8 +117,35 @@ Watch = Callable[[int], bool]  # told the number of steps done; True stops the r
 Masks = Mapping[str, "Tensor"]  # parameter name -> bool tensor of its shape: True may move
 
 
-class Engine(Protocol):
-    """Trains the parameters of `module` that require gradients, in place, on the batches of `rows`."""
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What an engine is given to do; `Engine.train` says what each of these is."""
+
+    module: nn.Module
+    rows: Feed
+    settings: TrainSettings
+    run: Run
+    objective: Objective
+    masks: Masks
+    watch: Watch | None
+    attached: tuple[Attached, ...]
+    start: State | None
+
+    @property
+    def read(self) -> int:
+        """Batches that are over: a run that begins where another stood reads on behind it, where the rows are the same."""
+        if self.start is None or self.start.meta["rows"] != self.rows.digest():
+            return 0
+        return self.start.meta["batches"]
+
+    @property
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The parameters that require gradients, by name."""
+        return {name: parameter for name, parameter in self.module.named_parameters() if parameter.requires_grad}
+
+
+class Engine(ABC):
+    """Trains the parameters of a module that require gradients, in place."""
 
     def train(
         self,
@@ -132,12 +160,16 @@ class Engine(Protocol):
         attached: Sequence[Attached] = (),
         start: State | None = None,
     ) -> Outcome:
-        """Resumes from `run.load_state()` when there is one. Raises Diverged, the state before that step saved, when loss or gradient is no
-        longer a number.
+        """Train on the batches of `rows`. Resumes from `run.load_state()` when there is one. Raises Diverged, the state before that step
+        saved, when loss or gradient is no longer a number.
 
         masks: where they say False an element keeps its bits, whatever clipping, moments and weight decay do (parameters without a
         mask move freely); the same holds for what `attached` puts in place. watch: asked after every step, before a state is saved.
         attached: called after every step in the order given, and once at the end. start: weights and moments to begin with; when the
         rows are those that it was made on, they are read on from where it stopped.
         """
-        ...
+        return self.perform(Work(module, rows, settings, run, objective, masks or {}, watch, tuple(attached), start))
+
+    @abstractmethod
+    def perform(self, work: Work) -> Outcome:
+        """`train`, for who carries it out."""

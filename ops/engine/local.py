@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -16,14 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from ..base import Diverged
-from .base import Attached, Feed, Masks, Objective, Outcome, State, TrainSettings, Watch
+from .base import Engine, Masks, Outcome, State, TrainSettings, Work
 from .documents import logits_of
 from .resuming import STABLE, check_same, gathered, slowed
 from .saving import Saver
 from .schedule import learning_rate, stable_steps
 
 if TYPE_CHECKING:
-    from ..base import Run
     from ..data.mixing import Batch
 
 POINTS = 100  # of the loss curve that is kept
@@ -55,60 +54,43 @@ def autocast(precision: str, where: torch.device) -> AbstractContextManager[Any]
     return torch.autocast(where.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
-class LocalEngine:
+class LocalEngine(Engine):
     """The engine `local`."""
 
-    def train(
-        self,
-        module: nn.Module,
-        rows: Feed,
-        settings: TrainSettings,
-        run: Run,
-        *,
-        objective: Objective,
-        masks: Masks | None = None,
-        watch: Watch | None = None,
-        attached: Sequence[Attached] = (),
-        start: State | None = None,
-    ) -> Outcome:
-        """Train in place; see `Engine`."""
+    def perform(self, work: Work) -> Outcome:
+        """Train in place, on this machine's device."""
         where = device()
-        placed(module)
-        with threads(settings.threads), torch.random.fork_rng(devices=[where.index or 0] if where.type == "cuda" else []):
-            torch.manual_seed(settings.seed)
-            return _Loop(module, rows, settings, run, objective, where, masks, watch, attached, start).run_all()
+        placed(work.module)
+        with threads(work.settings.threads), torch.random.fork_rng(devices=[where.index or 0] if where.type == "cuda" else []):
+            torch.manual_seed(work.settings.seed)
+            return _Loop(work, where).run_all()
+
+
+def adamw(parameters: Collection[nn.Parameter], s: TrainSettings) -> torch.optim.AdamW:
+    """The optimizer of every engine: norms and biases are never pulled towards zero."""
+    decayed, others = [p for p in parameters if p.dim() > 1], [p for p in parameters if p.dim() <= 1]
+    groups = [{"params": decayed, "weight_decay": s.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=s.lr, betas=s.betas)
+
+
+def broken(what: str, step: int, s: TrainSettings) -> Diverged:
+    """The error of a step, counted from 0, whose loss or gradient is no number."""
+    sentence = f"the {what} is no longer a number at step {step + 1} of {s.steps}"
+    return Diverged(sentence, hint=f"try --lr {s.lr / 4:.2g}", step=step + 1)
 
 
 class _Loop:
-    def __init__(
-        self,
-        module: nn.Module,
-        rows: Feed,
-        s: TrainSettings,
-        run: Run,
-        objective: Objective,
-        where: torch.device,
-        masks: Masks | None = None,
-        watch: Watch | None = None,
-        attached: Sequence[Attached] = (),
-        start: State | None = None,
-    ) -> None:
-        self.attached, self.start = tuple(attached), start
-        self.module, self.rows, self.s, self.run, self.objective, self.where = module, rows, s, run, objective, where
-        self.trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
-        decayed = [p for p in self.trained.values() if p.dim() > 1]
-        others = [p for p in self.trained.values() if p.dim() <= 1]  # norms and biases are never pulled towards zero
-        groups = [{"params": decayed, "weight_decay": s.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=s.lr, betas=s.betas)
-        self.frozen = Frozen(self.trained, masks or {}, where)
-        self.watch = watch
+    def __init__(self, work: Work, where: torch.device) -> None:
+        self.module, self.rows, self.s, self.run, self.where = work.module, work.rows, work.settings, work.run, where
+        self.objective, self.attached, self.start, self.watch = work.objective, work.attached, work.start, work.watch
+        self.trained = work.trained
+        self.optimizer = adamw(self.trained.values(), self.s)
+        self.frozen = Frozen(self.trained, work.masks, where)
         self.losses: list[float] = []
-        self.digest = rows.digest()
-        # A run that begins where another stood reads on behind it, where the rows are the same.
-        self.read = start.meta["batches"] if start is not None and start.meta["rows"] == self.digest else 0
-        self.stable_at = stable_steps(s) if s.keep_stable else None
+        self.digest, self.read = self.rows.digest(), work.read
+        self.stable_at = stable_steps(self.s) if self.s.keep_stable else None
         self.stable: State | None = None
-        self.saver = Saver(run.save_state)
+        self.saver = Saver(self.run.save_state)
 
     def run_all(self) -> Outcome:
         try:
@@ -158,9 +140,9 @@ class _Loop:
             loss.backward()
             total += loss.item()
         if not math.isfinite(total):
-            raise self._broken("loss", step)
+            raise broken("loss", step, self.s)
         if self.s.clip > 0 and not nn.utils.clip_grad_norm_(self.trained.values(), self.s.clip).isfinite():
-            raise self._broken("gradient", step)  # scaled by it, every weight would become NaN
+            raise broken("gradient", step, self.s)  # scaled by it, every weight would become NaN
         self.frozen.still()
         self.optimizer.step()
         if self.s.weight_decay > 0:  # decoupled decay shrinks what has no gradient, too
@@ -169,10 +151,6 @@ class _Loop:
             for name in rider.after_step(self.module, step + 1) or ():
                 self.optimizer.state.pop(self.trained[name], None)
         return total
-
-    def _broken(self, what: str, step: int) -> Diverged:
-        sentence = f"the {what} is no longer a number at step {step + 1} of {self.s.steps}"
-        return Diverged(sentence, hint=f"try --lr {self.s.lr / 4:.2g}", step=step + 1)
 
     # --- a state that survives a kill ---
 

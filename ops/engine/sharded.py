@@ -11,9 +11,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,14 +22,11 @@ from torch import Tensor, nn
 from ...registry.errors import BadParameter
 from ..base import Diverged
 from .atoms import Atoms, Filed, Held, Pieces, write_pieces
-from .base import Attached, Feed, Masks, Objective, Outcome, State, TrainSettings, Watch
+from .base import Engine, Outcome, Work
 from .job import Job
-from .local import autocast, device, threads
+from .local import adamw, autocast, broken, device, threads
 from .saving import Saver
 from .schedule import learning_rate, stable_steps
-
-if TYPE_CHECKING:
-    from ..base import Run
 
 Tell = Callable[..., None]
 
@@ -38,62 +35,37 @@ class Finished(Exception):
     """The work of a worker is done and its pieces are written: what the operation would do next is the conductor's."""
 
 
-class ShardedEngine:
+class ShardedEngine(Engine):
     """The engine inside a worker. `tell` passes facts to the conductor (worker 0 only speaks); never returns, see `Finished`."""
 
     def __init__(self, job: Job, folder: Path, tell: Tell) -> None:
         self.job, self.folder, self.tell = job, folder, tell
 
-    def train(
-        self,
-        module: nn.Module,
-        rows: Feed,
-        settings: TrainSettings,
-        run: Run,
-        *,
-        objective: Objective,
-        masks: Masks | None = None,
-        watch: Watch | None = None,
-        attached: Sequence[Attached] = (),
-        start: State | None = None,
-    ) -> Outcome:
+    def perform(self, work: Work) -> Outcome:
         """Train this worker's share and leave it in the job's folder. The conductor has refused what cannot be shared out."""
         where = device()
-        module.to(where)
+        work.module.to(where)
         with threads(self.job.own_threads):
-            _Loop(self, module, rows, settings, objective, where, masks or {}, start).run_all()
+            _Loop(self, work, where).run_all()
         raise Finished
 
 
 class _Loop:
-    def __init__(
-        self,
-        engine: ShardedEngine,
-        module: nn.Module,
-        rows: Feed,
-        s: TrainSettings,
-        objective: Objective,
-        where: torch.device,
-        masks: Masks,
-        start: State | None,
-    ) -> None:
+    def __init__(self, engine: ShardedEngine, work: Work, where: torch.device) -> None:
         self.job, self.folder, self.tell = engine.job, engine.folder, engine.tell
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
-        self.module, self.rows, self.s, self.objective, self.where, self.start = module, rows, s, objective, where, start
-        self.digest = rows.digest()
-        self.read = start.meta["batches"] if start is not None and start.meta["rows"] == self.digest else 0
-        shard(module, where, self.world)
-        self.parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
+        self.module, self.rows, self.s, self.where = work.module, work.rows, work.settings, where
+        self.objective, self.start, self.read = work.objective, work.start, work.read
+        shard(self.module, where, self.world)
+        self.parameters = work.trained  # as they are now: cut
         self.spans = {n: span(p.shape[0], self.rank, self.world) for n, p in self.parameters.items()}
         self.shapes = {n: tuple(p.shape) for n, p in self.parameters.items()}
         # The optimizer sees plain tensors that share the memory of this worker's rows.
         self.own = {n: nn.Parameter(_local(p.detach())) for n, p in self.parameters.items()}
-        decayed = [p for p in self.own.values() if p.dim() > 1]
-        others = [p for p in self.own.values() if p.dim() <= 1]
-        groups = [{"params": decayed, "weight_decay": s.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=s.lr, betas=s.betas)
-        self.held = [(p, ~masks[n][slice(*self.spans[n])].to(where), p.detach().clone()) for n, p in self.own.items() if n in masks]
-        self.stable_at = stable_steps(s) if s.keep_stable else None
+        self.optimizer = adamw(self.own.values(), self.s)
+        masks = {n: ~work.masks[n][slice(*self.spans[n])].to(where) for n in self.own if n in work.masks}
+        self.held = [(self.own[n], frozen, self.own[n].detach().clone()) for n, frozen in masks.items()]
+        self.stable_at = stable_steps(self.s) if self.s.keep_stable else None
         self.saver = Saver(self._write)
 
     def run_all(self) -> None:
@@ -142,11 +114,11 @@ class _Loop:
             total += loss.item()
         loss_of_all = self._sum(total).item()
         if not math.isfinite(loss_of_all):
-            raise self._broken("loss", step)
+            raise broken("loss", step, self.s)
         for name, parameter in self.parameters.items():
             self.own[name].grad = None if parameter.grad is None else _local(parameter.grad)
         if self.s.clip > 0 and not math.isfinite(self._clip()):
-            raise self._broken("gradient", step)
+            raise broken("gradient", step, self.s)
         for parameter, frozen, _ in self.held:
             if parameter.grad is not None:
                 parameter.grad.masked_fill_(frozen, 0.0)
@@ -171,10 +143,6 @@ class _Loop:
         value = value.to(self.where)
         dist.all_reduce(value)
         return value
-
-    def _broken(self, what: str, step: int) -> Diverged:
-        sentence = f"the {what} is no longer a number at step {step + 1} of {self.s.steps}"
-        return Diverged(sentence, hint=f"try --lr {self.s.lr / 4:.2g}", step=step + 1)
 
     # --- states ---
 

@@ -10,10 +10,9 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,21 +21,18 @@ from ...registry import errors
 from ...registry.errors import BadParameter, MlcError
 from ..base import Diverged
 from .atoms import Atoms, Pieces, complete
-from .base import Attached, Feed, Masks, Objective, Outcome, State, TrainSettings, Watch
+from .base import Engine, Outcome, State, Work
 from .job import OVER, Handle, Job, Launcher, Patience, Tail, WorkersFailed, first_words, killed
 from .local import curve
 from .presence import Presence, end
 from .resuming import FOLDER, STABLE, STABLE_FOLDER, check_same, folder_of, slowed, whole, without_stable
-
-if TYPE_CHECKING:
-    from ..base import Run
 
 LOOK = 0.05  # seconds between looks at what the workers say
 LAST = 20.0  # seconds that what started the workers has to end, once their work is there
 ALIGNED = 64  # bytes
 
 
-class SpreadEngine:
+class SpreadEngine(Engine):
     """Trains `job.op` by `launcher` on `job.workers` processes.
 
     name: what `--engine` was given. state: the file of the run's saved state. patience: how long is waited for workers.
@@ -46,46 +42,31 @@ class SpreadEngine:
         self.name, self.launcher, self.job, self.state = name, launcher, job, state
         self.patience = patience
 
-    def train(
-        self,
-        module: nn.Module,
-        rows: Feed,
-        settings: TrainSettings,
-        run: Run,
-        *,
-        objective: Objective,
-        masks: Masks | None = None,
-        watch: Watch | None = None,
-        attached: Sequence[Attached] = (),
-        start: State | None = None,
-    ) -> Outcome:
+    def perform(self, work: Work) -> Outcome:
         """See `Engine`. The workers build module, rows, objective and masks again by themselves, from the operation.
 
         Raises BadParameter for a watch, or something attached that has a say before the end; WorkersFailed.
         """
-        if watch is not None or not all(getattr(rider, "at_end", False) for rider in attached):
+        if work.watch is not None or not all(getattr(rider, "at_end", False) for rider in work.attached):
             raise BadParameter(f"--engine {self.name} cannot look at the whole model between steps", hint="--engine local")
-        read = start.meta["batches"] if start is not None and start.meta["rows"] == rows.digest() else 0
-        attempt = _Attempt(self, rows, settings, run, read)
-        trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
+        attempt, trained = _Attempt(self, work), work.trained
         for parameter in trained.values():
             parameter.data = parameter.data.new_empty(0).cpu()  # the workers have them
         attempt.carry_out()
         land(trained, Pieces(attempt.folder / "result"), attempt.folder / "trained")
-        for rider in attached:
-            rider.finish(module)
-        module.eval()
-        done = settings.steps
-        tokens = done * settings.grad_accum * rows.batch_tokens
+        for rider in work.attached:
+            rider.finish(work.module)
+        work.module.eval()
+        done = work.settings.steps
+        tokens = done * work.settings.grad_accum * work.rows.batch_tokens
         return Outcome(done, tokens, curve(attempt.losses), attempt.resumed_at, attempt.stable_state())
 
 
 class _Attempt:
     """One start of the workers, until they have ended."""
 
-    def __init__(self, engine: SpreadEngine, rows: Feed, settings: TrainSettings, run: Run, read: int) -> None:
-        self.engine, self.settings, self.run, self.read = engine, settings, run, read
-        self.digest, self.tokens = rows.digest(), rows.batch_tokens
+    def __init__(self, engine: SpreadEngine, work: Work) -> None:
+        self.engine, self.settings, self.run, self.digest = engine, work.settings, work.run, work.rows.digest()
         self.losses: list[float] = []
         self.resumed_at = 0
         self.pending: list[dict[str, Any]] = []  # states that are being written
@@ -93,9 +74,9 @@ class _Attempt:
         self.stable_in: str | None = None  # folder below scratch, or None: in `stable_held`
         self.stable_held: dict[str, Tensor] = {}
         self.saved: int | None = None
-        before = [int(p.name.partition("-")[2]) for p in run.scratch.glob("attempt-*")]
+        before = [int(p.name.partition("-")[2]) for p in self.run.scratch.glob("attempt-*")]
         self.name = f"attempt-{max(before, default=0) + 1}"
-        self.folder = run.scratch / self.name
+        self.folder = self.run.scratch / self.name
         self.from_state = self._resumed()
 
     def carry_out(self) -> None:

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ...registry.errors import BadParameter
-from ..base import Change, Check, Expectations, Operation, Plan, Run, option
+from ..base import Change, Check, Expectations, Operation, Plan, Run, option, requirement
 
 if TYPE_CHECKING:
     from ...registry.view import ModelView
 
+require = requirement("patch train")
 METHODS = ("cure", "trades", "at")
 EPSILON, STEP = 0.031, 0.007  # of the paper, for pixels from 0 to 1: a step is so much of the way
 
@@ -54,20 +55,20 @@ class Cure(Operation):
     save_every: int = option(50, help="steps between resumable states; 0 for none")
 
     def __post_init__(self) -> None:
-        _require(bool(self.data), "--data needs the path of a file of records")
-        _require(self.method in METHODS, f"--method is one of {', '.join(METHODS)}, not {self.method!r}", "--method cure")
+        require(bool(self.data), "--data needs the path of a file of records")
+        require(self.method in METHODS, f"--method is one of {', '.join(METHODS)}, not {self.method!r}", "--method cure")
         for flag, count in (("steps", self.steps), ("batch", self.batch), ("attack-steps", self.attack_steps)):
-            _require(count >= 1, f"--{flag} must be at least 1, not {count}")
-        _require(self.save_every >= 0, f"--save-every must not be negative, it is {self.save_every}")
+            require(count >= 1, f"--{flag} must be at least 1, not {count}")
+        require(self.save_every >= 0, f"--save-every must not be negative, it is {self.save_every}")
         for flag, positive in (("epsilon", self.epsilon), ("lr", self.lr)):
-            _require(positive is None or (math.isfinite(positive) and positive > 0), f"--{flag} must be a positive number, not {positive}")
+            require(positive is None or (math.isfinite(positive) and positive > 0), f"--{flag} must be a positive number, not {positive}")
         for flag, number in (("trade", self.trade), ("consistency", self.consistency), ("clip", self.clip)):
-            _require(math.isfinite(number) and number >= 0, f"--{flag} must not be negative, it is {number}")
+            require(math.isfinite(number) and number >= 0, f"--{flag} must not be negative, it is {number}")
         shares = {"conserve": self.conserve, "natural": self.natural, "revise": self.revise, "decay": self.decay}
         for flag, share in {**shares, "clean-limit": self.clean_limit}.items():
-            _require(0 <= share <= 1, f"--{flag} is a share from 0 to 1, not {share}")
-        _require(0 < self.holdout <= 0.5, f"--holdout is a share above 0 and at most 0.5, not {self.holdout}")
-        _require(0 <= self.weight_decay < 1, f"--weight-decay is from 0 to 1, not {self.weight_decay}")
+            require(0 <= share <= 1, f"--{flag} is a share from 0 to 1, not {share}")
+        require(0 < self.holdout <= 0.5, f"--holdout is a share above 0 and at most 0.5, not {self.holdout}")
+        require(0 <= self.weight_decay < 1, f"--weight-decay is from 0 to 1, not {self.weight_decay}")
         try:
             re.compile(self.scope)
         except re.error as fault:
@@ -92,8 +93,3 @@ class Cure(Operation):
 
     def expects(self) -> Expectations:
         return Expectations(notes=("robustness costs some accuracy on clean inputs; the check says how much",))
-
-
-def _require(condition: bool, sentence: str, hint: str | None = None) -> None:
-    if not condition:
-        raise BadParameter(sentence, hint=hint or "`mlc patch train --help` lists every option")

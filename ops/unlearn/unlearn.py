@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ...registry.errors import BadParameter
-from ..base import Change, Check, Expectations, Operation, Plan, Run, option
+from ..base import Change, Check, Expectations, Operation, Plan, Run, option, requirement
 
 if TYPE_CHECKING:
     from ...registry.view import ModelView
 
+require = requirement("unlearn")
 TRAINED = ("dense", "wagle")  # methods that train with an objective
 DAMPENED = ("ssd", "lfssd", "assd")  # methods that shrink weights by their importance
 METHODS = (*TRAINED, *DAMPENED, "slug")
@@ -68,7 +69,7 @@ class Unlearn(Operation):
     save_every: int = option(50, help="steps between resumable states; 0 for none")
 
     def __post_init__(self) -> None:
-        _require(bool(self.forget_set), "--forget-set needs the path of a file of records")
+        require(bool(self.forget_set), "--forget-set needs the path of a file of records")
         for flag, value, known in (
             ("method", self.method, METHODS),
             ("objective", self.objective, OBJECTIVES),
@@ -76,32 +77,32 @@ class Unlearn(Operation):
             ("fisher", self.fisher, FISHERS),
             ("measure", self.measure, MEASURES),
         ):
-            _require(value in known, f"--{flag} is one of {', '.join(known)}, not {value!r}", f"--{flag} {known[0]}")
-        _require(self.batch >= 1, f"--batch must be at least 1, not {self.batch}")
-        _require(self.steps is None or self.steps >= 1, f"--steps must be at least 1, not {self.steps}")
-        _require(self.save_every >= 0, f"--save-every must not be negative, it is {self.save_every}")
-        _require(self.layer is None or self.layer >= 0, f"--layer is a block number from 0, not {self.layer}")
+            require(value in known, f"--{flag} is one of {', '.join(known)}, not {value!r}", f"--{flag} {known[0]}")
+        require(self.batch >= 1, f"--batch must be at least 1, not {self.batch}")
+        require(self.steps is None or self.steps >= 1, f"--steps must be at least 1, not {self.steps}")
+        require(self.save_every >= 0, f"--save-every must not be negative, it is {self.save_every}")
+        require(self.layer is None or self.layer >= 0, f"--layer is a block number from 0, not {self.layer}")
         for flag, number in (("lr", self.lr), ("beta", self.beta), ("gamma", self.gamma), ("damping", self.damping)):
-            _require(number is None or (math.isfinite(number) and number > 0), f"--{flag} must be a positive number, not {number}")
+            require(number is None or (math.isfinite(number) and number > 0), f"--{flag} must be a positive number, not {number}")
         for flag, number in (("retain-weight", self.retain_weight), ("clip", self.clip)):
-            _require(math.isfinite(number) and number >= 0, f"--{flag} must not be negative, it is {number}")
-        _require(math.isfinite(self.margin), f"--margin must be a number, not {self.margin}")
-        _require(0 <= self.weight_decay < 1, f"--weight-decay is from 0 to 1, not {self.weight_decay}")
-        _require(0 < self.retain_limit <= 1, f"--retain-limit is a share above 0 and at most 1, not {self.retain_limit}")
-        _require(self.target is None or 0 <= self.target < 1, f"--target is a share from 0 to 1, not {self.target}")
+            require(math.isfinite(number) and number >= 0, f"--{flag} must not be negative, it is {number}")
+        require(math.isfinite(self.margin), f"--margin must be a number, not {self.margin}")
+        require(0 <= self.weight_decay < 1, f"--weight-decay is from 0 to 1, not {self.weight_decay}")
+        require(0 < self.retain_limit <= 1, f"--retain-limit is a share above 0 and at most 1, not {self.retain_limit}")
+        require(self.target is None or 0 <= self.target < 1, f"--target is a share from 0 to 1, not {self.target}")
         none = "0 would freeze every weight and change nothing" if self.keep_ratio == 0 else f"it is {self.keep_ratio}"
-        _require(0 < self.keep_ratio <= 1, f"--keep-ratio is a share above 0 and at most 1; {none}", "--keep-ratio 0.3")
-        _require(bool(self.refusal.strip()), "--refusal needs the text of an answer")
+        require(0 < self.keep_ratio <= 1, f"--keep-ratio is a share above 0 and at most 1; {none}", "--keep-ratio 0.3")
+        require(bool(self.refusal.strip()), "--refusal needs the text of an answer")
         self._check_strength()
         self._check_retain()
 
     def _check_strength(self) -> None:
         value = self.amount
-        _require(value is None or (math.isfinite(value) and value > 0), f"--strength is auto or a positive number, not {self.strength!r}")
+        require(value is None or (math.isfinite(value) and value > 0), f"--strength is auto or a positive number, not {self.strength!r}")
         own = self.method != "assd" or value is None
-        _require(own, "assd takes its threshold from the data: it has no --strength", "--method ssd --strength 0.2")
+        require(own, "assd takes its threshold from the data: it has no --strength", "--method ssd --strength 0.2")
         batched = self.fisher == "sample" or self.method in ("ssd", "lfssd")
-        _require(batched, f"--fisher {self.fisher} is for ssd and lfssd, not for {self.method}", "--fisher sample")
+        require(batched, f"--fisher {self.fisher} is for ssd and lfssd, not for {self.method}", "--fisher sample")
         bounded = self.method in ("ssd", "lfssd") and self.fisher == "sample"  # batches break the bound; there it is alpha itself
         if bounded and value is not None and value >= 1:
             raise BadParameter(
@@ -114,8 +115,8 @@ class Unlearn(Operation):
         alone = self.method == "dense" and self.retain_weight == 0 and self.amount is not None
         hint = "add --retain-set FILE with records like those that must stay"
         needs = "--strength auto" if self.method == "dense" and self.retain_weight == 0 else f"--method {self.method}"
-        _require(bool(self.retain_set) or alone, f"{needs} needs --retain-set", hint)
-        _require(
+        require(bool(self.retain_set) or alone, f"{needs} needs --retain-set", hint)
+        require(
             self.stored_retain is None or self.method in DAMPENED,
             f"--method {self.method} reads the retain records themselves, a digest is not enough",
             "--retain-set FILE",
@@ -168,8 +169,3 @@ class Unlearn(Operation):
 
     def expects(self) -> Expectations:
         return Expectations(may_forget=True)
-
-
-def _require(condition: bool, sentence: str, hint: str | None = None) -> None:
-    if not condition:
-        raise BadParameter(sentence, hint=hint or "`mlc unlearn --help` lists every option")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...registry.errors import BadParameter, Incompatible
 from .layout import Layout, explicit, lay_out, layout_for
+from .options import require
 
 if TYPE_CHECKING:
     from .train import Update
@@ -83,15 +84,15 @@ def check_growth(op: Update) -> None:
         ("source", op.source, SOURCES),
     )
     for flag, value, known in words:
-        _require(value in known, f"--{flag} is one of {', '.join(known)}, not {value!r}")
-    _require(op.expand >= 0, f"--expand must not be negative, it is {op.expand}")
-    _require(op.tune >= 0, f"--tune must not be negative, it is {op.tune}")
+        require(value in known, f"--{flag} is one of {', '.join(known)}, not {value!r}")
+    require(op.expand >= 0, f"--expand must not be negative, it is {op.expand}")
+    require(op.tune >= 0, f"--tune must not be negative, it is {op.tune}")
     numbers = explicit(op.where)
-    _require(numbers is None or not op.expand or len(numbers) == op.expand, f"--where {op.where} does not name {op.expand} blocks")
-    _require(not (op.expand and op.adapter), "--expand and --adapter cannot be combined", "expand first, then train an adapter")
-    _require(not (op.tune and op.adapter), "--tune and --adapter cannot be combined", "an adapter leaves every block frozen")
-    _require(op.grows or op.init == "zeros", f"--init {op.init} is about new blocks, and there are none", "add some: --expand N")
-    _require(op.grows or op.source == "frozen", "--source tuned is about new blocks, and there are none", "--tune K trains old ones")
+    require(numbers is None or not op.expand or len(numbers) == op.expand, f"--where {op.where} does not name {op.expand} blocks")
+    require(not (op.expand and op.adapter), "--expand and --adapter cannot be combined", "expand first, then train an adapter")
+    require(not (op.tune and op.adapter), "--tune and --adapter cannot be combined", "an adapter leaves every block frozen")
+    require(op.grows or op.init == "zeros", f"--init {op.init} is about new blocks, and there are none", "add some: --expand N")
+    require(op.grows or op.source == "frozen", "--source tuned is about new blocks, and there are none", "--tune K trains old ones")
 
 
 def ranked(importance: Importance, by: str = "new") -> list[int]:
@@ -156,8 +157,3 @@ def table(growth: Growth, untouched: str = FROZEN) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def _require(condition: bool, sentence: str, hint: str | None = None) -> None:
-    if not condition:
-        raise BadParameter(sentence, hint=hint or "`mlc update --help` lists every option")

@@ -18,6 +18,7 @@ from ..data.corpus import read_corpus
 from ..data.mixing import tempered
 from ..data.reweight import STRATEGIES
 from ..data.skills import Graph, identity, read_graph
+from .options import require
 
 if TYPE_CHECKING:
     from ..base import History
@@ -104,27 +105,27 @@ def select_count(op: Update) -> int:
 def check_mixing(op: Update) -> None:
     """What `Update` checks about its data policies: values, and what cannot be combined. Raises BadParameter."""
     several, online = len(domains(op)) > 1, op.mix_policy == "skillit"
-    _require(op.mix_policy in POLICIES, f"--mix-policy is one of {', '.join(POLICIES)}, not {op.mix_policy!r}")
-    _require(several or not op.mix, "--mix names no corpus beside --data", "--mix b.txt:2,c.txt:1")
-    _require(several or op.mix_policy == "fixed", f"--mix-policy {op.mix_policy} needs several corpora", "--data a.txt --mix b.txt")
-    _require(several or op.mix_temperature is None, "--mix-temperature needs several corpora", "--data a.txt --mix b.txt")
+    require(op.mix_policy in POLICIES, f"--mix-policy is one of {', '.join(POLICIES)}, not {op.mix_policy!r}")
+    require(several or not op.mix, "--mix names no corpus beside --data", "--mix b.txt:2,c.txt:1")
+    require(several or op.mix_policy == "fixed", f"--mix-policy {op.mix_policy} needs several corpora", "--data a.txt --mix b.txt")
+    require(several or op.mix_temperature is None, "--mix-temperature needs several corpora", "--data a.txt --mix b.txt")
     tau = op.mix_temperature
-    _require(tau is None or (math.isfinite(tau) and tau > 0), f"--mix-temperature must be a positive number, not {tau}")
-    _require(math.isfinite(op.mix_eta) and op.mix_eta >= 0, f"--mix-eta must not be negative, it is {op.mix_eta}")
-    _require(op.mix_window >= 1, f"--mix-window must be at least 1, not {op.mix_window}")
-    _require(op.mix_every is None or op.mix_every >= 1, f"--mix-every must be at least 1, not {op.mix_every}")
-    _require(online or op.mix_graph is None, "--mix-graph is for --mix-policy skillit", "--mix-policy skillit --mix-graph graph.json")
+    require(tau is None or (math.isfinite(tau) and tau > 0), f"--mix-temperature must be a positive number, not {tau}")
+    require(math.isfinite(op.mix_eta) and op.mix_eta >= 0, f"--mix-eta must not be negative, it is {op.mix_eta}")
+    require(op.mix_window >= 1, f"--mix-window must be at least 1, not {op.mix_window}")
+    require(op.mix_every is None or op.mix_every >= 1, f"--mix-every must be at least 1, not {op.mix_every}")
+    require(online or op.mix_graph is None, "--mix-graph is for --mix-policy skillit", "--mix-policy skillit --mix-graph graph.json")
     if online:
-        _require(tau is None, "--mix-policy skillit sets the weights: --mix-temperature has no part in it", "leave one of the two out")
-        _require(not op.compat_with, "--mix-policy skillit cannot be combined with --compat-with", "--mix-policy fixed")
-        _require(op.begin == "weights", "--mix-policy skillit cannot go on --from stable", "--mix-policy fixed")
+        require(tau is None, "--mix-policy skillit sets the weights: --mix-temperature has no part in it", "leave one of the two out")
+        require(not op.compat_with, "--mix-policy skillit cannot be combined with --compat-with", "--mix-policy fixed")
+        require(op.begin == "weights", "--mix-policy skillit cannot go on --from stable", "--mix-policy fixed")
     count = select_count(op)
-    _require((count > 0) == (op.select_for is not None), "--select and --select-for go together", "--select tarot:500 --select-for f.txt")
-    _require(count == 0 or count >= op.batch, f"--select {op.select} is fewer than one batch of {op.batch}", "select more rows")
-    _require(op.reweight in STRATEGIES, f"--reweight is one of {', '.join(STRATEGIES)}, not {op.reweight!r}")
+    require((count > 0) == (op.select_for is not None), "--select and --select-for go together", "--select tarot:500 --select-for f.txt")
+    require(count == 0 or count >= op.batch, f"--select {op.select} is fewer than one batch of {op.batch}", "select more rows")
+    require(op.reweight in STRATEGIES, f"--reweight is one of {', '.join(STRATEGIES)}, not {op.reweight!r}")
     r = op.reweight_r
-    _require(math.isfinite(r) and r > 0, f"--reweight-r must be a positive number, not {r}")
-    _require(op.reweight == "none" or op.batch > 1, "--reweight compares the rows of a batch: --batch must be at least 2", "--batch 8")
+    require(math.isfinite(r) and r > 0, f"--reweight-r must be a positive number, not {r}")
+    require(op.reweight == "none" or op.batch > 1, "--reweight compares the rows of a batch: --batch must be at least 2", "--batch 8")
 
 
 # --- weights from the record -----------------------------------------------------------------------------
@@ -180,8 +181,3 @@ def reward(parts: Sequence[Mapping[str, Any]], old: Mapping[str, Mapping[str, An
         return None
     falls, rises = changes[: len(parts)], [min(0.0, change) for change in changes[len(parts) :]]
     return math.fsum(falls) / len(falls) + (math.fsum(rises) / len(rises) if rises else 0.0)
-
-
-def _require(condition: object, sentence: str, hint: str | None = None) -> None:
-    if not condition:
-        raise BadParameter(sentence, hint=hint or "`mlc update --help` lists every option")

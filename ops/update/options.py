@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...registry.errors import BadParameter
+from ..base import requirement
 
 if TYPE_CHECKING:
     from .train import Update
 
+require = requirement("update")
 SELF, SAMPLE = "self", "sample"  # text sampled from the parent: matched as distributions, or learned as text
 PROTECTIONS = ("spu", "ewc", "hle", "l2sp")
 AVERAGES = ("none", "dynamic", "paper")
@@ -132,23 +134,18 @@ def parse_slow(items: Sequence[str]) -> tuple[tuple[int, float], ...]:
 def check_controls(op: Update) -> None:
     """What `Update` checks about the controls of forgetting: values, and what cannot be combined. Raises BadParameter."""
     kinds, _, _ = parse_protect(op.protect), parse_ema(op.ema), parse_slow(op.slow)
-    _require(0 < op.protect_rate <= 1, f"--protect-rate is a share above 0, up to 1, not {op.protect_rate}")
+    require(0 < op.protect_rate <= 1, f"--protect-rate is a share above 0, up to 1, not {op.protect_rate}")
     weight = op.protect_weight
-    _require(weight is None or (math.isfinite(weight) and weight > 0), f"--protect-weight must be a positive number, not {weight}")
-    _require(weight is None or any(k != "spu" for k in kinds), "--protect-weight is for ewc, hle and l2sp", "--protect ewc")
-    _require(0 < op.blend <= 1, f"--blend is a share above 0, up to 1, not {op.blend}")
-    _require(op.renew_embeddings >= 0, f"--renew-embeddings must not be negative, it is {op.renew_embeddings}")
-    _require(op.begin in BEGINNINGS, f"--from is one of {', '.join(BEGINNINGS)}, not {op.begin!r}")
+    require(weight is None or (math.isfinite(weight) and weight > 0), f"--protect-weight must be a positive number, not {weight}")
+    require(weight is None or any(k != "spu" for k in kinds), "--protect-weight is for ewc, hle and l2sp", "--protect ewc")
+    require(0 < op.blend <= 1, f"--blend is a share above 0, up to 1, not {op.blend}")
+    require(op.renew_embeddings >= 0, f"--renew-embeddings must not be negative, it is {op.renew_embeddings}")
+    require(op.begin in BEGINNINGS, f"--from is one of {', '.join(BEGINNINGS)}, not {op.begin!r}")
     if op.method != "full":
         for said, flag in ((kinds, "--protect"), (op.renew_embeddings, "--renew-embeddings"), (op.begin != "weights", "--from stable")):
-            _require(not said, f"{flag} is for an update of all weights", "leave out --expand, --tune and --adapter")
+            require(not said, f"{flag} is for an update of all weights", "leave out --expand, --tune and --adapter")
     if op.renew_embeddings:
-        _require(op.renew_embeddings <= op.steps, "--renew-embeddings must leave a whole round: at most --steps")
-        _require("spu" not in kinds, "--protect spu holds the embeddings still that --renew-embeddings draws again")
+        require(op.renew_embeddings <= op.steps, "--renew-embeddings must leave a whole round: at most --steps")
+        require("spu" not in kinds, "--protect spu holds the embeddings still that --renew-embeddings draws again")
     if op.begin == "stable":
-        _require(not kinds and not op.renew_embeddings, "--from stable goes on with a run as it was", "leave the other controls out")
-
-
-def _require(condition: object, sentence: str, hint: str | None = None) -> None:
-    if not condition:
-        raise BadParameter(sentence, hint=hint or "`mlc update --help` lists every option")
+        require(not kinds and not op.renew_embeddings, "--from stable goes on with a run as it was", "leave the other controls out")

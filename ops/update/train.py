@@ -12,13 +12,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ...registry.errors import BadParameter
 from ..base import Change, Check, Expectations, History, Operation, Plan, Run, option
 from ..compat.options import check_compat
 from .auto import check_auto
 from .growth import check_growth
 from .mixes import Domain, check_mixing, domains
-from .options import Adapter, Replay, check_controls, parse_adapter, parse_ema, parse_protect, parse_replay, parse_slow
+from .options import Adapter, Replay, check_controls, parse_adapter, parse_ema, parse_protect, parse_replay, parse_slow, require
 
 if TYPE_CHECKING:
     from ...registry.view import ModelView
@@ -108,19 +107,19 @@ class Update(Operation):
     save_every: int = option(50, help="steps between resumable states; 0 for none")
 
     def __post_init__(self) -> None:
-        _require(bool(self.data), "--data needs the path of a text file")
+        require(bool(self.data), "--data needs the path of a text file")
         for flag, value in (("steps", self.steps), ("batch", self.batch), ("grad-accum", self.grad_accum)):
-            _require(value >= 1, f"--{flag} must be at least 1, not {value}")
-        _require(self.seq_len is None or self.seq_len >= 2, f"--seq-len must be at least 2, not {self.seq_len}")
-        _require(self.save_every >= 0, f"--save-every must not be negative, it is {self.save_every}")
-        _require(self.lr is None or (math.isfinite(self.lr) and self.lr > 0), f"--lr must be a positive number, not {self.lr}")
-        _require(0 <= self.holdout <= 0.5, f"--holdout is a share from 0 to 0.5, not {self.holdout}")
-        _require(0 <= self.warmup < 1, f"--warmup is a share of the steps below 1, not {self.warmup}")
-        _require(self.clip >= 0 and math.isfinite(self.clip), f"--clip must not be negative, it is {self.clip}")
-        _require(0 <= self.weight_decay < 1, f"--weight-decay is from 0 to 1, not {self.weight_decay}")
-        _require(self.decay in DECAYS, f"--decay is one of {', '.join(DECAYS)}, not {self.decay!r}")
-        _require(self.precision in PRECISIONS, f"--precision is one of {', '.join(PRECISIONS)}, not {self.precision!r}")
-        _require(self.dedup in DEDUPS, f"--dedup is one of {', '.join(DEDUPS)}, not {self.dedup!r}")
+            require(value >= 1, f"--{flag} must be at least 1, not {value}")
+        require(self.seq_len is None or self.seq_len >= 2, f"--seq-len must be at least 2, not {self.seq_len}")
+        require(self.save_every >= 0, f"--save-every must not be negative, it is {self.save_every}")
+        require(self.lr is None or (math.isfinite(self.lr) and self.lr > 0), f"--lr must be a positive number, not {self.lr}")
+        require(0 <= self.holdout <= 0.5, f"--holdout is a share from 0 to 0.5, not {self.holdout}")
+        require(0 <= self.warmup < 1, f"--warmup is a share of the steps below 1, not {self.warmup}")
+        require(self.clip >= 0 and math.isfinite(self.clip), f"--clip must not be negative, it is {self.clip}")
+        require(0 <= self.weight_decay < 1, f"--weight-decay is from 0 to 1, not {self.weight_decay}")
+        require(self.decay in DECAYS, f"--decay is one of {', '.join(DECAYS)}, not {self.decay!r}")
+        require(self.precision in PRECISIONS, f"--precision is one of {', '.join(PRECISIONS)}, not {self.precision!r}")
+        require(self.dedup in DEDUPS, f"--dedup is one of {', '.join(DEDUPS)}, not {self.dedup!r}")
         check_growth(self)
         parse_replay(self.replay)
         parse_adapter(self.adapter)
@@ -218,8 +217,3 @@ class Update(Operation):
     def expects(self) -> Expectations:
         notes = () if self.replay or self.auto else ("no replay: expect the old text to suffer; `--replay self:0.5` halves that",)
         return Expectations(may_forget=True, notes=notes)
-
-
-def _require(condition: bool, sentence: str, hint: str | None = None) -> None:
-    if not condition:
-        raise BadParameter(sentence, hint=hint or "`mlc update --help` lists every option")

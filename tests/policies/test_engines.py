@@ -170,6 +170,36 @@ def test_a_killed_scheduler_is_noticed_and_the_run_goes_on(repo, root, words, la
     assert_it_goes_on_to_what_it_would_have_become(repo, root, words, engine)
 
 
+def below(pid):
+    """Everything that a process has started: number -> the line of its command."""
+    found, parents = {}, {}
+    for place in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            parents[int(place.name)] = int((place / "stat").read_text().rpartition(")")[2].split()[1])
+            found[int(place.name)] = (place / "cmdline").read_bytes().decode()
+    children = {pid}
+    while more := {p for p, parent in parents.items() if parent in children} - children:
+        children |= more
+    return {p: found[p] for p in children if p in found}
+
+
+@needs_ray
+@pytest.mark.parametrize("process", ["raylet/raylet", "gcs/gcs_server"])
+def test_a_killed_ray_is_noticed_and_the_run_goes_on(repo, root, words, launchers, process):
+    def kill():
+        started = below(scheduler(until(lambda: attempt(repo))))
+        os.kill(next(pid for pid, line in started.items() if process in line.split("\0")[0]), signal.SIGKILL)
+
+    killer = Thread(target=kill)
+    killer.start()
+    answer = run_cli(*words, "--steps=4000", "--lr=1e-5", "--engine", "ray:2", "--json")
+    killer.join()
+    assert answer.code == 8, answer
+    assert "of 4000" in answer.error["message"]
+    assert present(attempt(repo)) == set()
+    assert ok("update", "--resume", "--engine", "local", "-R", repo.root)["commit"]["parents"] == [root]
+
+
 PROGRAM = """
 import sys
 from mlc.cli.app import main
