@@ -93,7 +93,7 @@ def facts_of(op: Edit) -> FactSet:
 
 def settings_of(op: Edit) -> Settings:
     """How targets are optimised."""
-    return Settings(op.steps, op.lr, op.clamp, op.kl, op.weight_decay, op.batch)
+    return Settings(op.steps, op.lr, op.clamp, op.kl, op.weight_decay, op.batch, op.precision)
 
 
 def result_key(op: Edit, view: ModelView, digest: str, seed: int) -> str:

@@ -15,6 +15,7 @@ from ...registry.errors import BadParameter, Incompatible
 from ..arch import Family, blocks_of, family_of
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
     from ...registry.view import ModelView
@@ -62,7 +63,7 @@ def check_span(span: tuple[int, int], blocks: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What one pass saw at the last token of each row's subject: keys by layer [n, d0], hidden states by layer [n, d1], fp32."""
+    """What one pass saw at the last token of each row's subject: keys by layer [n, d0] in fp32, hidden states by layer [n, d1]."""
 
     keys: dict[int, Tensor]
     hidden: dict[int, Tensor]
@@ -73,7 +74,7 @@ class _Enough(Exception):
 
 
 class Editable:
-    """A language model in fp32 whose MLP output matrices can be read and replaced."""
+    """A language model in fp32 whose MLP output matrices can be read and replaced; it computes in `dtype`."""
 
     def __init__(self, view: ModelView) -> None:
         import torch
@@ -90,6 +91,7 @@ class Editable:
         first = self.module.get_submodule(self._path(0))
         self.blocks: Any = self.module.get_submodule(self._path(0).rpartition(".")[0])
         self.device = next(first.parameters()).device
+        self.dtype = torch.float32
         self._tuples = False  # whether blocks give tuples: seen when one has run
 
     def _path(self, layer: int) -> str:
@@ -109,6 +111,17 @@ class Editable:
         """W [d1, d0] as it is now, float32; a view of the module's own memory."""
         weight: Any = self.out(layer).weight
         return weight.t() if self.transposed(layer) else weight
+
+    @contextmanager
+    def computing(self, dtype: torch.dtype) -> Iterator[None]:
+        """Passes in another floating type. Only to wider ones: the way back to fp32 then restores every weight's bits."""
+        kept, self.dtype = self.dtype, dtype
+        self.module.to(dtype)
+        try:
+            yield
+        finally:
+            self.dtype = kept
+            self.module.to(kept)
 
     # --- passes ----------------------------------------------------------------------------------------------
 
@@ -130,7 +143,7 @@ class Editable:
 
             def state(_: Any, __: Any, output: Any, layer: int = layer) -> None:
                 if layer in hidden:
-                    seen.hidden[layer] = first_of(output)[rows, at].float().clone()
+                    seen.hidden[layer] = first_of(output)[rows, at].to(self.dtype, copy=True)
                 if layer == last:
                     raise _Enough
 
@@ -166,14 +179,14 @@ class Editable:
         return kept[0]
 
     def entering(self, batch: Batch, layer: int) -> Tensor:
-        """Output of block `layer` at every token, float32 [n, width, d1]."""
+        """Output of block `layer` at every token, [n, width, d1] in `dtype`."""
         import torch
 
         kept: list[Tensor] = []
 
         def state(_: Any, __: Any, output: Any) -> None:
             self._tuples = isinstance(output, tuple)
-            kept.append(first_of(output).float().clone())
+            kept.append(first_of(output).to(self.dtype, copy=True))
             raise _Enough
 
         handle = self.blocks[layer].register_forward_hook(state)
@@ -187,7 +200,7 @@ class Editable:
         return kept[0]
 
     def logits(self, batch: Batch, *, hidden: Tensor | None = None, layer: int = 0) -> Tensor:
-        """Logits at the batch's scored places, float32 [places, vocabulary].
+        """Logits at the batch's scored places, [places, vocabulary] in `dtype`.
 
         With `hidden` [n, width, d1], blocks up to `layer` are not run: their output is taken to be `hidden`, with its gradient.
         """
@@ -197,7 +210,7 @@ class Editable:
         else:
             with self._from(layer, hidden):
                 states = self.base(input_ids=ids, use_cache=False)[0]
-        return self.head(states[batch.rows.to(self.device), batch.places.to(self.device)]).float()
+        return self.head(states[batch.rows.to(self.device), batch.places.to(self.device)]).to(self.dtype)
 
     @contextmanager
     def _from(self, layer: int, hidden: Tensor) -> Iterator[None]:

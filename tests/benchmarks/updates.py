@@ -52,7 +52,7 @@ def ways(old: Path) -> dict[str, dict[str, Any]]:
         "dynamic ema": {"ema": "dynamic"},
         "interpolation 0.5": {"blend": 0.5},
         "ade 1 block": {"expand": 1, "where": "importance"},
-        "ade 4 blocks": {"expand": 4, "where": "importance"},
+        "ade 3 blocks": {"expand": 3, "where": "importance"},
         "5 blocks": {"expand": 5},
         "ade 1 block + self 50%": {"expand": 1, "where": "importance", "replay": ("self:0.5",)},
         "5 blocks + sample 50%": {"expand": 5, "replay": ("sample:0.5",)},

@@ -155,6 +155,19 @@ class TestTargets:
         assert [a.steps[0] for a in alone] == list(together.steps)
         torch.testing.assert_close(torch.cat([a.change for a in alone]), together.change, rtol=1e-3, atol=1e-4)
 
+    @pytest.mark.parametrize("family", ["llama", "gpt2", "gptj", "neox"])
+    def test_in_fp64_a_target_does_not_depend_on_its_neighbours(self, views, family):
+        model, groups = Editable(views[family]), self.groups(views[family])
+        before = {name: tensor.clone() for name, tensor in model.module.state_dict().items()}
+        wild = Settings(steps=40, lr=5.0, precision="fp64")  # a rate at which no search comes to rest
+        together = find_targets(model, 0, groups, wild, beyond=True)
+        alone = [find_targets(model, 0, [group], wild, beyond=True) for group in groups]
+        assert [a.losses[0] for a in alone] == pytest.approx(together.losses, abs=1e-9)
+        assert together.change.dtype == torch.float32
+        torch.testing.assert_close(torch.cat([a.change for a in alone]), together.change, rtol=1e-6, atol=1e-6)
+        after = model.module.state_dict()
+        assert all(torch.equal(after[name], tensor) and after[name].dtype == tensor.dtype for name, tensor in before.items())
+
     def test_a_subject_that_is_done_stops_and_the_others_go_on(self, views, monkeypatch):
         model, groups = Editable(views["llama"]), self.groups(views["llama"])
         settings = Settings(steps=12, kl=0.0, weight_decay=0.0)
