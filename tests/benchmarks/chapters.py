@@ -39,8 +39,18 @@ def edits(found: dict[str, Any] | None) -> str:
         "same_subject": "same subject", "perplexity_ratio": "perplexity x", "write_fraction": "write", "refused": "refused",
     }  # fmt: skip
     order = sorted(found["rows"], key=lambda r: (r["model"], r["subjects"], r["edits"], r["seed"]))
+    groups = [list(own) for _, own in groupby(order, key=lambda r: (r["model"], r["subjects"], r["edits"]))]
+    order = [row for own in groups for row in (*own, *_mean(own))]
     missed = "; ".join(f"{m['model']}, {m['subjects']}, seed {m['seed']}: {', '.join(m['misses'])}" for m in found["missed"])
     return columns(order, shown) + f"\nFloors at 20 edits missed by: {missed or 'none'}.\n"
+
+
+def _mean(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row of means, where there are several seeds that were not refused."""
+    if len(rows) < 2 or any("refused" in row for row in rows):
+        return []
+    rates = [key for key, value in rows[0].items() if isinstance(value, float)]
+    return [{**rows[0], "seed": "mean", **{key: sum(row[key] for row in rows) / len(rows) for key in rates}}]
 
 
 def wide(found: list[dict[str, Any]] | None) -> str:
@@ -148,10 +158,11 @@ def updates(found: dict[str, Any] | None) -> str:
         return ABSENT
     shown = {
         "row": "update", "seeds": "seeds", "new_loss": "new text, nats", "loss_ratio": "of full", "forgetting": "stories forgotten, nats",
-        "forgetting_held": "held half", "forgetting_own": "own text", "negative_flips": "BLiMP flips", "trained_share": "trained share",
-        "stored_bytes": "bytes stored", "seconds": "s",
+        "forgetting_held": "held half", "forgetting_own": "own text", "lost": "earlier text lost, nats", "negative_flips": "BLiMP flips",
+        "trained_share": "trained share",
+        "stored_bytes": "bytes stored", "seconds": "s", "behind": "behind the front",
     }  # fmt: skip
-    return "\n".join(f"**{text}**\n\n" + columns(one["summary"], shown) for text, one in found.items() if isinstance(one, dict))
+    return "\n".join(f"**{text}**\n\n" + columns(rows, shown) for text, rows in found["summary"].items())
 
 
 def compat(found: dict[str, Any] | None) -> str:
@@ -260,7 +271,7 @@ CHAPTERS: dict[str, tuple[str, str, Callable[[Any], str]]] = {  # key -> title, 
     ),
     "updates": (
         "What updates keep",
-        "`updates.py`: stories260k learns another book, 150 steps of 8 rows of 128 tokens, every row an update through the conductor.",
+        "`updates.py`: stories260k learns one book and then another, 150 steps of 8 rows of 128 tokens each, through the conductor.",
         updates,
     ),
     "compat": ("Old answers kept", "`compat.py`; its docstring says what is asked.", compat),
