@@ -13,7 +13,7 @@ from ..options import RESUMED, Mutation, Resume, Rev
 OPERATION = load("edit")
 METAVARS = {
     **{"facts": "FILE", "world": "OLD NEW", "method": "memit|alphaedit", "layers": "auto|A-B", "covariance": "FILE"},
-    **{"dates": "OLD..NEW", "on_conflict": "refuse|new|old", "skip": "ID"},
+    **{"dates": "OLD..NEW", "on_conflict": "refuse|new|old", "skip": "ID", "precision": "fp32|fp64"},
 }
 Options = options_of(OPERATION, METAVARS)
 OPTIONAL_VALUES = RESUMED
