@@ -20,6 +20,7 @@ from .atoms import complete
 from .job import Handle, Job, WorkersFailed
 
 LONGEST = 24 * 60  # minutes, unless SBATCH_TIMELIMIT says something else
+ASKED = 60.0  # seconds between questions to the scheduler: submitit alone would ask every ten minutes
 SHOWN = 15.0  # seconds until files of another node are seen here
 QUEUED = ("PENDING", "READY", "REQUEUED", "CONFIGURING")
 WELL = ("COMPLETED", "FINISHED")  # Slurm's word, and that of the executor on this machine
@@ -69,10 +70,13 @@ class Submitted:
     def __init__(self, job: Any, seen: Callable[[], bool], clock: Callable[[], float] = time.monotonic) -> None:
         self._job, self._seen, self._clock = job, seen, clock
         self._ended: float | None = None
+        self._asked = clock()
 
     def poll(self) -> int | None:
         """See `Handle`. A job that went well is over when what it left can be seen: shared file systems take their time."""
-        if not self._job.done():
+        due = self._clock() - self._asked > ASKED
+        self._asked = self._clock() if due else self._asked
+        if not self._job.done(force_check=due):
             return None
         state = self._state()
         if state in KILLED:

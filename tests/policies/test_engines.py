@@ -308,13 +308,14 @@ class Said:
     """A job of a scheduler that says these words, one after the other."""
 
     def __init__(self, *states):
-        self.states = list(states)
+        self.states, self.forced = list(states), 0
 
     @property
     def state(self):
         return self.states[0]
 
-    def done(self):
+    def done(self, force_check=False):
+        self.forced += force_check
         if len(self.states) > 1:
             self.states.pop(0)
         return self.state not in ("PENDING", "RUNNING", "UNKNOWN")
@@ -337,6 +338,16 @@ def test_a_job_is_followed_by_what_its_scheduler_says(tmp_path):
     assert lost.poll() is None
     now[0] += slurm.SHOWN + 1
     assert lost.poll() == 0  # what is missing then is said by who wants it
+
+
+def test_a_scheduler_is_asked_once_a_minute():
+    now = [0.0]
+    job = Said("RUNNING")
+    followed = Submitted(job, lambda: False, lambda: now[0])
+    for _ in range(200):
+        assert followed.poll() is None
+        now[0] += 1.0
+    assert job.forced == 3
 
 
 @pytest.mark.parametrize("state", ["FAILED", "CANCELLED by 0", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"])
