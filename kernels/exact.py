@@ -164,65 +164,80 @@ def elect_sum(
     _single((base, *xs), (factor, *weights))
     out = torch.empty(base.shape, dtype=dtype, device=base.device) if out is None else out
     _exacting()
-    shares, (last,), least = _numbers(weights, out), _numbers((factor,), out), min(weights)
+    shares = (
+        None if all(weight == 1 for weight in weights) else torch.tensor([[w] for w in weights], dtype=torch.float32, device=out.device)
+    )
+    scaled, least, bounds = _number(factor, out), min(weights), [_bounds(low) for low, _ in cuts]
     step = min(ELECTION, _chunk())
-    room = torch.empty(len(xs) + 3, min(step, out.numel()), dtype=torch.float32, device=out.device)
+    room = torch.empty((len(xs) + 3) * min(step, out.numel()), dtype=torch.float32, device=out.device)  # fresh memory costs more than sums
     for new, (old, *parts) in _pieces(out, (base, *xs), step):
-        wide, signs, y, *terms = room[:, : len(new)].unbind()
+        terms, (wide, signs, y) = _rows(room, len(xs), len(new)), _rows(room[len(xs) * len(new) :], 3, len(new))
         wide.copy_(old)
-        for term, part, share, (low, end) in zip(terms, parts, shares, cuts, strict=True):
-            _product(part, None if vectors else wide, None, term)
-            _trim(term, low, end - start)
-            if share is not None:
-                torch.mul(term, share, out=term)
-        flips = torch.lt(_added(terms, signs), 0, out=signs).view(torch.int32)
+        for term, part in zip(terms, parts, strict=True):
+            term.copy_(part)
+        if not vectors:
+            torch.sub(terms, wide, out=terms)
+        for term, bound, (_, end) in zip(terms, bounds, cuts, strict=True):
+            _trim(term, bound, end - start)
+        if shares is not None:
+            torch.mul(terms, shares, out=terms)
+        flips, whole = torch.lt(_added(terms, signs), 0, out=signs).view(torch.int32), terms.view(torch.int32)
         torch.bitwise_left_shift(flips, 8, out=flips)  # of 1.0 just the bit of the sign is left, of 0.0 nothing
-        for term in terms:
-            torch.bitwise_xor(term.view(torch.int32), flips, out=term.view(torch.int32))
-            torch.threshold_(term, 0, 0)  # what is not greater than 0 becomes +0.0
+        torch.bitwise_xor(whole, flips, out=whole)
+        torch.threshold_(terms, 0, 0)  # what is not greater than 0 becomes +0.0
         _added(terms, y)
         if normalize:
             torch.div(y, _agreeing(terms, shares, least), out=y)
-        torch.bitwise_xor(y.view(torch.int32), flips, out=y.view(torch.int32))
-        if last is not None:
-            torch.mul(y, last, out=y)
+        raw = y.view(torch.int32)
+        torch.bitwise_xor(raw, flips, out=raw)
+        if scaled is not None:
+            torch.mul(y, scaled, out=y)
         round_into(new, torch.add(wide, y, out=y))
         start += len(new)
     return out
 
 
-def _trim(delta: Tensor, low: float, last: int) -> None:
-    """Trim delta in place. A hard shrinkage keeps what is greater than its bound; just below `low` it keeps what equals `low`, too."""
-    if low < 0:
+def _rows(room: Tensor, count: int, length: int) -> Tensor:
+    return room[: count * length].view(count, length)
+
+
+def _bounds(low: float) -> tuple[float, float] | None:
+    """Of what is dropped, where equals of `low` stay and where they go, too: what a hard shrinkage keeps is greater than its bound."""
+    return None if low < 0 else (float(torch.nextafter(torch.tensor(low, dtype=torch.float32), torch.tensor(-1.0))), low)
+
+
+def _trim(delta: Tensor, bounds: tuple[float, float] | None, last: int) -> None:
+    """Trim delta `[n]` in place; what equals the threshold stays up to the index `last`."""
+    if bounds is None:
         return
-    below = float(torch.nextafter(torch.tensor(low, dtype=torch.float32), torch.tensor(-1.0)))
     ends = min(max(last + 1, 0), len(delta))
-    for part, bound in ((delta[:ends], below), (delta[ends:], low)):
+    for part, bound in zip((delta[:ends], delta[ends:]), bounds, strict=True):
         if len(part):
             torch.hardshrink(part, bound, out=part)
 
 
-def _added(terms: Sequence[Tensor], out: Tensor) -> Tensor:
-    """Their sum in the order given, without a zero to start with."""
-    if len(terms) == 1:
-        return out.copy_(terms[0])
-    torch.add(terms[0], terms[1], out=out)
-    for term in terms[2:]:
+def _added(terms: Tensor, out: Tensor) -> Tensor:
+    """The sum of the rows in the order given, without a zero to start with."""
+    first, *others = terms
+    if not others:
+        return out.copy_(first)
+    torch.add(first, others[0], out=out)
+    for term in others[1:]:
         torch.add(out, term, out=out)
     return out
 
 
-def _agreeing(terms: Sequence[Tensor], shares: Sequence[Tensor | None], least: float) -> Tensor:
+def _agreeing(terms: Tensor, shares: Tensor | None, least: float) -> Tensor:
     """The sum of the shares of those terms that are greater than 0, in the place of the first term; 1 (or `least`) for a sum of 0."""
-    for number, (term, share) in enumerate(zip(terms, shares, strict=True)):
-        torch.gt(term, 0, out=term)
-        if share is not None:
-            torch.mul(term, share, out=term)
-        if number:
-            torch.add(terms[0], term, out=terms[0])
+    torch.gt(terms, 0, out=terms)
+    if shares is not None:
+        torch.mul(terms, shares, out=terms)
+    first, *others = terms
+    for term in others:
+        torch.add(first, term, out=first)
     if least > 0:  # sums of numbers that are all positive are at least the smallest of them; and 0 is divided by anything
-        return torch.clamp(terms[0], min=least, out=terms[0])
-    return torch.add(terms[0], torch.eq(terms[0], 0), out=terms[0])
+        return torch.clamp(first, min=least, out=first)
+    return torch.add(first, torch.eq(first, 0), out=first)
 
 
 def _steps(out: Tensor, xs: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor, list[Tensor]]]:

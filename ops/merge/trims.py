@@ -16,7 +16,7 @@ from ...kernels.merge import NEVER
 from ...kernels.select import kth_largest, top_k_masks
 from .case import Draw, Threshold
 
-SAMPLE = 1 << 15  # magnitudes that are looked at first
+SMALL = 1 << 16  # elements up to which all magnitudes are counted, and no sample is taken
 LOOK = 1 << 17  # elements of one step of a pass in memory that is used again
 STEP = 1 << 16  # elements of one step: what fits a cache
 TINY = 1e-7  # sums of magnitudes below this are not rescaled
@@ -47,7 +47,7 @@ def thresholds(xs: Sequence[Tensor], base: Tensor, densities: Sequence[float]) -
     n, flat = base.numel(), base.reshape(-1)
     found: list[Threshold] = [(NEVER, -1)] * len(xs)
     cut = [i for i, density in enumerate(densities) if density < 1 and n >= 2]
-    sought = [_Search(xs[i].reshape(-1), flat, kept_count(n, densities[i])) for i in cut] if n >= 4 * SAMPLE else []
+    sought = [_Search(xs[i].reshape(-1), flat, kept_count(n, densities[i])) for i in cut] if n > SMALL else []
     room = torch.empty(2, min(LOOK, n), dtype=torch.float32)
     for start in range(0, n if sought else 0, LOOK):
         part = slice(start, min(start + LOOK, n))
@@ -58,6 +58,11 @@ def thresholds(xs: Sequence[Tensor], base: Tensor, densities: Sequence[float]) -
         x, k = xs[i].reshape(-1), kept_count(n, densities[i])
         found[i] = (sought[place].found() if sought else None) or _counted(x, flat, k)
     return found
+
+
+def stride(n: int) -> int:
+    """From one element of a sample of n to the next: a larger sample costs more, a smaller one leaves more to be put in order."""
+    return round(0.7 * n ** (1 / 3)) | 1  # odd: hardly any row is a whole number of strides
 
 
 def _counted(x: Tensor, base: Tensor, k: int) -> Threshold:
@@ -72,10 +77,11 @@ class _Search:
 
     def __init__(self, x: Tensor, base: Tensor, k: int) -> None:
         self.x, self.base, self.left = x, base, k  # left: of the k, those that were not seen above yet
-        step = len(x) // SAMPLE
+        step = stride(len(x))
         sample = np.sort(difference(x[::step], base[::step], torch.float32).abs_().numpy())
-        middle, spread = len(sample) * (1 - k / len(x)), 3 * len(sample) ** 0.5  # six standard deviations of a quantile
-        self.high, self.low = (sample[min(max(int(middle + s), 0), len(sample) - 1)] for s in (spread, -spread))
+        m, share = len(sample), k / len(x)
+        spread = 4 * (m * share * (1 - share)) ** 0.5 + 2  # four standard deviations of a quantile
+        self.high, self.low = (sample[min(max(int(m * (1 - share) + s), 0), m - 1)] for s in (spread, -spread))
         self.between: list[np.ndarray] = []
         self.parts: list[slice] = []
 

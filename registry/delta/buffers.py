@@ -56,6 +56,11 @@ def borrow(data: Buffer, dtype: torch.dtype) -> Tensor:
     return torch.from_numpy(array).view(dtype)
 
 
+def fresh(count: int, dtype: torch.dtype) -> Tensor:
+    """Empty memory for `[count]`. numpy asks the system for large pages: with small ones, taking memory costs more than a sum."""
+    return borrow(np.empty(count * dtype.itemsize, np.uint8), dtype)
+
+
 def lend(tensor: Tensor) -> np.ndarray:
     """uint8 [bytes] over a contiguous tensor's memory."""
     return tensor.view(-1).view(torch.uint8).numpy()

@@ -19,7 +19,7 @@ from ..errors import CorruptRecord, HashMismatch
 from . import against
 from .alone import encode_constant, segments
 from .blocks import block_sizes, row_of, write_table
-from .buffers import Buffer, as_bytes, bits, borrow, dtype_of, lend
+from .buffers import Buffer, as_bytes, bits, borrow, dtype_of, fresh, lend
 from .chooser import encode_block
 from .decode import decode_block, decode_range
 from .derived import ELECT, RANK1, TASK, Cut, Derived, Read, cut_count
@@ -70,7 +70,7 @@ def derive(derived: Derived, read: Read, dtype: torch.dtype, shape: Sequence[int
         high = min(low + step, last)
         xs = [read(digest, slice(low, high)).reshape(-1) for digest in derived.sources]
         if out is None:
-            out = torch.empty((last - first) * math.prod(shape[1:]), dtype=dtype, device=xs[0].device)
+            out = _room((last - first) * math.prod(shape[1:]), dtype, xs[0].device)
         part = out[(low - first) * row : (high - first) * row]
         if derived.function == RANK1:
             up, down = (factor.to(xs[0].device) for factor in derived.factors)
@@ -82,10 +82,13 @@ def derive(derived: Derived, read: Read, dtype: torch.dtype, shape: Sequence[int
     return out.view(last - first, *shape[1:]) if shape else out.view(())
 
 
+def _room(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return fresh(count, dtype) if device.type == "cpu" else torch.empty(count, dtype=dtype, device=device)
+
+
 def predicted(formula: Formula, read: ReadSource, wanted: slice) -> Tensor:
     """Elements `wanted` `[n]` of what the formula gives."""
-    dtype = dtype_of(formula.word)
-    out = torch.empty(wanted.stop - wanted.start, dtype=dtype)
+    out = fresh(wanted.stop - wanted.start, dtype_of(formula.word))
     for part in _steps(formula, wanted):
         here = out[part.start - wanted.start : part.stop - wanted.start]
         if formula.function == RANK1:

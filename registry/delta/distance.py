@@ -59,7 +59,7 @@ def _quick(here: Tensor, there: Tensor, count: int, room: Tensor) -> tuple[float
         return 0.0, norm, 0.0
     torch.sub(step.copy_(here), values, out=step)
     squares = float(torch.dot(step, step))
-    return (squares, norm, float(torch.abs(step, out=values).amax())) if SAFE <= squares < math.inf else None
+    return (squares, norm, max(map(abs, map(float, torch.aminmax(step))))) if SAFE <= squares < math.inf else None
 
 
 def _careful(here: Tensor, there: Tensor, count: int) -> tuple[float, float, float]:

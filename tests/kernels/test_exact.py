@@ -17,7 +17,7 @@ CHILD = Path(__file__).with_name("exact_child.py")
 # What may be called in exact.py, besides its own functions: all of it moves, rounds or combines elements one by one.
 ALLOWED = {
     "add", "sub", "mul", "div", "to", "t", "contiguous", "copy_", "isnan", "amax", "where", "tensor", "empty", "empty_like",
-    "lt", "gt", "eq", "clamp", "threshold_", "hardshrink", "nextafter", "bitwise_left_shift", "bitwise_xor", "unbind",
+    "lt", "gt", "eq", "clamp", "threshold_", "hardshrink", "nextafter", "bitwise_left_shift", "bitwise_xor", "all",
     "is_floating_point", "dim", "numel", "get_num_threads", "reshape", "view", "tuple", "list", "len", "range", "max", "min", "slice",
     "zip", "enumerate", "any", "bool", "float", "TypeError", "ValueError", "RuntimeError",
 }  # fmt: skip

@@ -12,7 +12,7 @@ from mlc.ops.merge.case import Case, keyed_draw
 from mlc.ops.merge.formulas import merge_tensor
 from mlc.ops.merge.settings import resolve
 from mlc.ops.merge.table import METHODS, method_of
-from mlc.ops.merge.trims import SAMPLE, magnitude_mask, outlier_mask, rank_mask, thresholds
+from mlc.ops.merge.trims import magnitude_mask, outlier_mask, rank_mask, stride, thresholds
 
 TASKS = tuple(name for name, method in METHODS.items() if method.formula == "task")
 
@@ -134,7 +134,7 @@ def test_a_cut_found_from_a_sample_is_the_cut_of_the_sort(kind: str, density: fl
         "smooth": noise(n),
         "tied": noise(n, dtype=torch.bfloat16),
         "one value": torch.full((n,), 0.5),
-        "periodic": torch.where(torch.arange(n) % (n // SAMPLE) == 0, 5.0, noise(n)),  # all that the sample sees is 5
+        "periodic": torch.where(torch.arange(n) % stride(n) == 0, 5.0, noise(n)),  # all that the sample sees is 5
         "mostly zero": noise(n) * (noise(n, seed=1) > 2),
     }[kind]
     ((low, last),) = thresholds([x], torch.zeros_like(x), [density])
