@@ -57,6 +57,12 @@ def conduct(
     session.hint(hint(document["commit"]))
 
 
+def proven(outcome: Any) -> str:
+    """The sentence that says which version's content stands again, by digest; "" when none does."""
+    equal = outcome.commit.check.get("equal_to")
+    return f"Snapshot {outcome.commit.snapshot} is that of {equal[:12]}." if equal else ""
+
+
 def outcome_json(session: Session, outcome: Any) -> dict[str, Any]:
     """`{"commit": ..., "warnings": [...], "ref_moved": ...}`."""
     commit_id = outcome.commit_id

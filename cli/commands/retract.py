@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from ..conduct import conduct
+from ..conduct import conduct, proven
 from ..context import Session
 from ..options import Mutation, NeededRev
 
@@ -18,14 +16,10 @@ def run(session: Session, rev: NeededRev, how: Mutation) -> None:
     """Take the new blocks of an update out, to the byte."""
     from ...policies.retract import retract
 
-    def proof(outcome: Any) -> str:
-        equal = outcome.commit.check.get("equal_to")
-        return f"Snapshot {outcome.commit.snapshot} is that of {equal[:12]}." if equal else ""
-
     conduct(
         session,
         lambda: retract(session.repo, rev, **how.arguments(session, "retract")),
         hint=lambda _: "mlc log -n 5",
-        proof=proof,
+        proof=proven,
         more=lambda outcome: {"proved": bool(outcome.commit.check.get("proved"))},
     )

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...registry.errors import BadInputFile, InputNotFound
+from ...registry.errors import BadInputFile
 from ...registry.ids import blob_digest
 from ...registry.records import InputRecord
+from .files import read_bytes
 
 PROMPTS = ("prompt", "question")
 ANSWERS = ("answer", "completion")
@@ -31,14 +32,7 @@ class Corpus:
 def read_corpus(path: str | Path, *, role: str = "data") -> Corpus:
     """The corpus in `path`. Raises InputNotFound (3) or BadInputFile (2) with `path` and `line` in the details."""
     place = Path(path)
-    if place.is_dir():
-        raise BadInputFile(f"{path} is a directory, not a text file", path=str(path))
-    try:
-        data = place.read_bytes()
-    except FileNotFoundError as fault:
-        raise InputNotFound(f"{path} does not exist", hint="give the path of a .txt or .jsonl file") from fault
-    except OSError as fault:
-        raise BadInputFile(f"{path} cannot be read: {fault.strerror}", path=str(path)) from fault
+    data = read_bytes(path, kind="a text file", give="a .txt or .jsonl file")
     record = InputRecord(role, place.name, blob_digest(data), len(data))
     text = _utf8(data, path)
     if not text.strip():

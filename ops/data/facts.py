@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...registry.errors import BadInputFile, InputNotFound
+from ...registry.errors import BadInputFile
 from ...registry.ids import blob_digest
 from .fact_files import SLOT, own_words
+from .files import read_bytes
 from .identity import normal_form
 
 
@@ -58,7 +59,7 @@ class FactSet:
 def read_facts(path: str | Path) -> FactSet:
     """The facts in `path`. Raises InputNotFound (3) or BadInputFile (2) with `path` and `line` in the details."""
     place = Path(path)
-    data = read_bytes(place)
+    data = read_rows(place)
     facts: list[Fact] = []
     seen: dict[str, int] = {}
     for number, row in rows_of(data, path):
@@ -77,16 +78,9 @@ def read_facts(path: str | Path) -> FactSet:
 _EXAMPLE = 'for example {"subject": "Ada", "prompt": "{} lives in", "target_new": "Rome"}'
 
 
-def read_bytes(path: Path) -> bytes:
-    """A file's bytes. Raises InputNotFound or BadInputFile."""
-    if path.is_dir():
-        raise BadInputFile(f"{path} is a directory, not a file of facts", path=str(path))
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as fault:
-        raise InputNotFound(f"{path} does not exist", hint="give the path of a .jsonl file with one fact per line") from fault
-    except OSError as fault:
-        raise BadInputFile(f"{path} cannot be read: {fault.strerror}", path=str(path)) from fault
+def read_rows(path: str | Path) -> bytes:
+    """The bytes of a file of facts. Raises InputNotFound or BadInputFile."""
+    return read_bytes(path, kind="a file of facts", give="a .jsonl file with one fact per line")
 
 
 def rows_of(data: bytes, path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -15,11 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ...registry.errors import BadInputFile, InputNotFound
+from ...registry.errors import BadInputFile
 from ...registry.ids import blob_digest
 from ...registry.records import canonical
 from ..evaluate.suite import Suite, load_suite
 from .corpus import ANSWERS, PROMPTS, join
+from .files import read_bytes
 
 Role = Literal["forget", "retain", "holdout", "anchor"]
 ROWS = (".jsonl", ".ndjson", ".json")
@@ -76,7 +77,7 @@ def read_items(path: str | Path, role: Role) -> ItemSet:
     if place.suffix.lower() == ".toml":
         found = _suite(load_suite(place), place, role)
     else:
-        data = _read(place)
+        data = read_bytes(place, kind="a file of records", give="a .jsonl file")
         items = _running(_utf8(data, place), place, role) if place.suffix.lower() not in ROWS else _rows(_utf8(data, place), place)
         found = ItemSet(items, place.name, role, blob_digest(data), len(data), str(path), data)
     if not found.items:
@@ -210,17 +211,6 @@ def _check_unique(found: ItemSet) -> None:
         first = seen.setdefault(item.normal(), item.line)
         if first != item.line:
             raise found.bad(item.line, f"the same record as line {first}", "name each record to forget once")
-
-
-def _read(path: Path) -> bytes:
-    if path.is_dir():
-        raise BadInputFile(f"{path} is a directory, not a file of records", path=str(path))
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as fault:
-        raise InputNotFound(f"{path} does not exist", hint="give the path of a .jsonl file") from fault
-    except OSError as fault:
-        raise BadInputFile(f"{path} cannot be read: {fault.strerror}", path=str(path)) from fault
 
 
 def _utf8(data: bytes, path: Path) -> str:

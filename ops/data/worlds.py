@@ -15,7 +15,7 @@ from typing import Any
 
 from ...registry.errors import BadInputFile
 from ...registry.ids import blob_digest
-from .facts import SLOT, bad_line, read_bytes, rows_of, template, text_of
+from .facts import SLOT, bad_line, read_rows, rows_of, template, text_of
 
 DEATHS = ("P570", "P4602")  # relations of Wikidata whose object is a date that comes once
 QUALIFIERS = ("start", "end", "point")
@@ -73,7 +73,7 @@ class World:
 def read_world(path: str | Path) -> World:
     """The world in `path`. Raises InputNotFound (3) or BadInputFile (2) with `path` and `line` in the details."""
     place = Path(path)
-    data = read_bytes(place)
+    data = read_rows(place)
     triples: list[Triple] = []
     lines: dict[Key, int] = {}
     when, relations = None, dict[str, Relation]()
