@@ -2,9 +2,10 @@
 
 Every candidate is trained on equally many tokens, 2 % of the run's budget for all of them together, and measured on held-out rows of new
 and of old text, which costs at most as much again. Only what is measured against full tuning counts: which share of its gain on new text a
-candidate has (`learnt`), and which share of its loss on old text (`forgotten`). Rule: of those that learn at least `--auto-keep` of it, the
-one that forgets least; candidates that the noise cannot part from it are taken in the order of ORDER, which is what experience on other
-texts says. See docs/decisions/0016.
+candidate has (`learnt`), and what its loss on old text would rise by at full tuning's gain (`at_par`): near a minimum a loss rises with the
+square of the way, so that who has learnt half has four times as much ahead. Rule: of those that learn at least `--auto-keep`, the one with
+the least rise at par; candidates that the noise cannot part from it are taken in the order of ORDER: experience on other texts.
+See docs/decisions/0016.
 """
 
 from __future__ import annotations
@@ -181,12 +182,14 @@ def judged(trials: Sequence[Trial], keep: float) -> dict[str, Any]:
     which are hard for every candidate do not count as noise; that of `learnt` is at least what another seed would change.
     """
     full = trials[0]
-    gain, rise = _mean(full.gains), _mean(full.rises)
-    rows = []
+    gain = _mean(full.gains)
+    rows, scaled = [], []
     for trial in trials:
         learnt = _mean(trial.gains) / gain if gain > 0 else math.nan
         noise = _error([a - learnt * b for a, b in zip(trial.gains, full.gains, strict=True)]) / gain if gain > 0 else math.nan
         noise = max(noise, SEEDS) if trial is not full else noise
+        sure = -NOISE if "blend" in trial.options else NOISE  # a blend is beside the run that it is of: it needs no benefit of the doubt
+        scaled.append([r / learnt**2 for r in trial.rises] if learnt > 0 else [math.inf] * len(trial.rises))
         rows.append(
             {
                 "name": trial.name,
@@ -197,24 +200,26 @@ def judged(trials: Sequence[Trial], keep: float) -> dict[str, Any]:
                 "old_rise_error": _error(trial.rises),
                 "learnt": learnt if math.isfinite(learnt) else None,
                 "learnt_error": noise if math.isfinite(noise) else None,
-                "forgotten": _mean(trial.rises) / rise if rise > _error(full.rises) else None,
-                "eligible": math.isfinite(learnt) and learnt + NOISE * noise >= keep,
+                "at_par": max(0.0, _mean(scaled[-1])) if learnt > 0 else None,
+                "eligible": learnt > 0 and learnt + sure * noise >= keep,
             }
         )
     told = gain > 2 * _error(full.gains)
     pool = [n for n, row in enumerate(rows) if row["eligible"]] if told else list(range(len(rows)))
-    best = min(pool, key=lambda n: rows[n]["old_rise"])
-    alike = [n for n in pool if not told or _alike(trials[n], trials[best])]
+    alike = pool
+    if told:
+        best = min(pool, key=lambda n: rows[n]["at_par"])
+        alike = [n for n in pool if _alike(scaled[n], scaled[best])]
     choice = min(alike, key=lambda n: (_usual(trials[n].name), n))
     for n, row in enumerate(rows):
         row["alike"] = n in alike
     return {"rows": rows, "choice": trials[choice].name, "options": trials[choice].options, "told_apart": told}
 
 
-def _alike(one: Trial, best: Trial) -> bool:
-    """Whether the noise of the measured rows hides what one forgets beyond the best."""
-    more = [a - b for a, b in zip(one.rises, best.rises, strict=True)]
-    return _mean(more) <= NOISE * _error(more)
+def _alike(one: Sequence[float], best: Sequence[float]) -> bool:
+    """Whether the noise of the measured rows hides what one forgets beyond the best; what forgets nothing is alike in that."""
+    more = [a - b for a, b in zip(one, best, strict=True)]
+    return _mean(more) <= NOISE * _error(more) or _mean(one) <= 0
 
 
 def _usual(name: str) -> int:
