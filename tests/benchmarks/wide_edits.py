@@ -14,13 +14,10 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import random
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -42,19 +39,11 @@ from mlc.policies.runs import Runs
 from mlc.policies.unedit import revert_facts
 from mlc.registry.errors import CheckFailed, GateRefused, MlcError
 from mlc.registry.repository import Repository
+from mlc.tests.benchmarks.bench_edit import read_plainly
 
 NAME, WORDINGS = "facts-wide", 3
 WAYS = {"no memory": {"memory": False}, "memory": {}, "alphaedit": {"method": "alphaedit"}}
 RATES, TOGETHER, MOST = (1e-3, 3e-4), 16, 400  # of fine-tuning: rates tried, subjects in a batch, steps
-READ = """
-import sys
-from pathlib import Path
-import torch
-from mlc.registry.repository import Repository
-repo = Repository.open(Path(sys.argv[1]))
-view = repo.view(repo.resolve(sys.argv[2]))
-print(torch.backends.cpu.get_cpu_capability(), sum(len(view.raw(name)) for name in view.names()))
-"""
 
 
 # --- the facts -----------------------------------------------------------------------------------------------
@@ -234,45 +223,12 @@ class Bench:
         tensors, _ = keep.unpack(self._kept(keep.FACTORS))
         factors = sum(t.numel() * 4 for t in tensors.values())
         stored = sum(d.bytes_stored for d in self.deltas[self.commit] if d.codec != "ref")
-        return {"factor_bytes": factors, "stored_bytes": stored, "ratio": round(stored / factors, 4), **self._plain(self.commit)}
-
-    def three(self) -> dict[str, Any]:
-        """The same of an edit of three matrices; what counts is what its factors look like, not whether the facts land there."""
-        from mlc.registry.formats.rebuild import rebuild
-        from mlc.registry.records import Commit, OperationRecord
-        from mlc.registry.refs import RefUpdate
-
-        op = Edit(facts=self.path, layers="0-2", steps=6, over_capacity=True)
-        with Runs(self.repo).begin(
-            op="x", params={}, start=self.root, branch="x", old=self.root, seed=self.seed, author="bench", message=""
-        ) as run:
-            factors: list[int] = []  # bytes in fp32 per matrix; a change is valid until the next one is asked for
-
-            def counted() -> Iterator[Any]:
-                for change in op.apply(self.before, run):
-                    factors.append(sum(f.numel() * 4 for f in change.derived.factors))
-                    yield change
-
-            with self.repo.ingest() as tx:
-                snapshot, deltas = rebuild(tx, self.repo.snapshot(self.repo.commit(self.root).snapshot), counted())
-                record = Commit((self.root,), snapshot.id, OperationRecord("bench", 1, {}), "bench", "2026-01-01T00:00:00.000000Z", "three")
-                commit = tx.commit(record, refs=[RefUpdate("heads/three", None, record.id)], deltas=deltas)
-            run.finish()
-        stored = sum(d.bytes_stored for d in deltas if d.codec != "ref")
         return {
-            "matrices": len(factors),
-            "factor_bytes": sum(factors),
+            "factor_bytes": factors,
             "stored_bytes": stored,
-            "ratio": round(stored / sum(factors), 4),
-            **self._plain(commit),
+            "ratio": round(stored / factors, 4),
+            **read_plainly(self.repo.root, self.commit),
         }
-
-    def _plain(self, commit: str) -> dict[str, Any]:
-        """Reading verifies every tensor by its digest; here without vector instructions."""
-        environment = {**os.environ, "ATEN_CPU_CAPABILITY": "default", "OMP_NUM_THREADS": "1"}
-        argv = [sys.executable, "-P", "-c", READ, str(self.repo.root), commit]
-        done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
-        return {"restored_plain": done.returncode == 0, "capability": (done.stdout.split() or [done.stderr[-200:]])[0]}
 
     def taken_back(self, number: int) -> dict[str, Any]:
         """One fact of all goes, the others stay; afterwards everything goes, to the bit."""
@@ -368,7 +324,7 @@ def main() -> None:
     ask.add_argument("--seeds", default="0,1")
     ask.add_argument("--edits", type=int, default=100)
     ask.add_argument("--batches", type=int, default=10)
-    ask.add_argument("--parts", default="hundred,revert,payload,three,finetune,batches")
+    ask.add_argument("--parts", default="hundred,revert,payload,finetune,batches")
     ask.add_argument("--options", default="{}", help="options of the edit, as JSON")
     ask.add_argument("--out", type=Path)
     given = ask.parse_args()
@@ -402,8 +358,6 @@ def _all(bench: Bench, parts: list[str], batches: int, tell: Callable[[str, dict
     if "batches" in parts:
         for way in WAYS:
             tell("batches", bench.batches(way, batches))
-    if "three" in parts:
-        tell("three", bench.three())
 
 
 if __name__ == "__main__":
