@@ -19,7 +19,7 @@ from mlc.tests.benchmarks.edits import MATERIAL, draw, write
 
 
 def row(model: str, count: int, seed: int, several: bool, place: Path, taken: int = 1, **options: Any) -> dict[str, Any]:
-    """Edit, take `taken` facts back one after the other, roll back."""
+    """Edit, take `taken` facts back, each on a branch of its own, roll back."""
     from mlc.ops.edit.edit import Edit
     from mlc.policies import lifecycle
     from mlc.policies.unedit import revert_facts
@@ -36,7 +36,7 @@ def row(model: str, count: int, seed: int, several: bool, place: Path, taken: in
     found |= {"layers": written["layers"], "efficacy": written["efficacy"], "reverts": []}
     for fact in [e["id"] for e in edits[:: max(1, count // taken)]][:taken]:
         try:
-            check = revert_facts(repo, edit.commit_id, (fact,)).commit.check
+            check = revert_facts(repo, edit.commit_id, (fact,), ref=edit.commit_id, branch=f"without-{fact}").commit.check
             lost = round(check["others"] * (check["efficacy_before"] - check["efficacy"]))
             found["reverts"].append(
                 {"fact": fact, "lost": lost} | {k: check[k] for k in ("restored", "efficacy_before", "efficacy", "others")}
@@ -57,7 +57,7 @@ def main() -> None:
     ask.add_argument("--edits", type=int, default=20)
     ask.add_argument("--seeds", default="31")
     ask.add_argument("--subjects", default="one,several")
-    ask.add_argument("--taken", type=int, default=3, help="facts taken back, one after the other")
+    ask.add_argument("--taken", type=int, default=10, help="facts taken back, each from the whole edit")
     given = ask.parse_args()
     for model in given.models.split(","):
         for seed in map(int, given.seeds.split(",")):
