@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ...registry.delta.buffers import keep_freed_memory
+from ...registry.delta.buffers import recycling
 from ...registry.delta.crew import alone, enlist
 from ...registry.delta.derived import ELECT, LINEAR, TASK, Derived
 from ...registry.delta.derived import FLOATS as DERIVABLE
@@ -60,14 +60,13 @@ def apply(op: Merge, view: ModelView, run: Run) -> Iterator[Change]:
     views = _views(op, recipe, view, run)
     job = prepare(op, recipe, views, view, run)
     outputs = tie_heads(job.outputs, views)
-    keep_freed_memory()
     with threads(1):  # sums inside a tensor are split by torch's threads; these work side by side instead
         if op.scope == "model":
             job = replace(job, cuts=cuts_over_model(job.recipe, outputs, job.delta))
         if not job.serial and run.scratch.is_dir():  # one running generator has to be asked for every tensor again
             job = replace(job, kept=Kept(run.scratch / "merged"))
         workers = 1 if job.serial else max(1, run.threads)
-        with alone(workers == 1):
+        with alone(workers == 1), recycling():
             for done, changes in enumerate(_in_order(outputs, job.changes, workers), 1):
                 yield from changes
                 job.held.pop(outputs[done - 1].name, None)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from functools import cache
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,7 +16,14 @@ from .dtypes import torch_name
 
 Buffer = bytes | bytearray | memoryview | np.ndarray
 STEADY = (32 << 20) - (64 << 10)  # bytes: just below the largest block for which glibc learns
+KEPT = 256 << 20  # bytes of larger blocks that are kept
+ROOMY = 1.25  # times what was asked for
+UNUSED = 2  # references to a block that only the list holds: the list's, and that of the question
 SIGNED = {1: np.int8, 2: np.int16, 4: np.int32, 8: np.int64}  # item size -> integers of the same bits
+
+
+_LOCK = threading.Lock()
+_spare: list[np.ndarray] | None = None  # views of a block count as references to it: numpy lets every view hold the owner
 
 
 class _Alias:
@@ -24,14 +34,45 @@ class _Alias:
         self.__array_interface__: dict[str, Any] = {**array.__array_interface__, "data": (array.ctypes.data, False)}
 
 
-@cache
-def keep_freed_memory() -> None:
-    """Let this process keep what it frees, for work that takes and frees tensor after tensor.
+@contextmanager
+def recycling() -> Iterator[None]:
+    """Inside, this process keeps what it frees: for work that takes and frees tensor after tensor.
 
-    glibc returns blocks of some megabytes to the system at once, which then has to clear every page of the next one: a third of the time
-    of a merge. It stops doing so after a larger block was freed, and keeps up to twice that size. Other allocators take no notice.
+    The system clears every page that it gives, which was up to a third of the time of a merge. glibc returns blocks of some megabytes at
+    once, until a larger one was freed (other allocators take no notice of that); what is larger still is kept here, up to a bound.
     """
+    global _spare
     np.empty(STEADY, np.uint8)
+    with _LOCK:
+        before, _spare = _spare, _spare if _spare is not None else []
+    try:
+        yield
+    finally:
+        with _LOCK:
+            _spare = before
+
+
+def memory(size: int) -> np.ndarray:
+    """uint8 `[size]`: empty memory; inside `recycling` that of a large block that nobody holds any more."""
+    if _spare is None:
+        return np.empty(size, np.uint8)
+    if not STEADY < size <= KEPT:
+        return _small_pages(size)
+    with _LOCK:
+        kept = [] if _spare is None else _spare
+        for number in range(len(kept)):
+            if size <= len(kept[number]) <= ROOMY * size and sys.getrefcount(kept[number]) == UNUSED:
+                return kept[number][:size]
+        fresh = _small_pages(size)
+        kept.append(fresh)
+        while sum(map(len, kept)) > KEPT:
+            del kept[0]
+        return fresh[:size]
+
+
+def _small_pages(size: int) -> np.ndarray:
+    """numpy asks for large pages, which the system may have to clear a place for: dear for memory that is used again and again."""
+    return torch.empty(size, dtype=torch.uint8).numpy()
 
 
 def as_bytes(data: Buffer) -> np.ndarray:
@@ -58,7 +99,7 @@ def borrow(data: Buffer, dtype: torch.dtype) -> Tensor:
 
 def fresh(count: int, dtype: torch.dtype) -> Tensor:
     """Empty memory for `[count]`. numpy asks the system for large pages: with small ones, taking memory costs more than a sum."""
-    return borrow(np.empty(count * dtype.itemsize, np.uint8), dtype)
+    return borrow(memory(count * dtype.itemsize), dtype)
 
 
 def lend(tensor: Tensor) -> np.ndarray:

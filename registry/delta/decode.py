@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import CorruptRecord
 from . import against, alone, forecast
 from .blocks import Block, read_table, row_of
-from .buffers import Buffer, as_bytes, borrow, dtype_of, lend
+from .buffers import Buffer, as_bytes, borrow, dtype_of, lend, memory
 from .dtypes import CONSTANT, DENSE, FORECAST, PLANES, RAW, SPARSE, byte_size, item_size
 
 ReadBase = Callable[[int, int], Buffer]  # (start, stop) in raw bytes
@@ -26,7 +26,7 @@ def decode_range(
     """
     total, item, dtype = byte_size(word, shape), item_size(word), dtype_of(word)
     first, last = wanted.start // item, -(-wanted.stop // item)  # whole elements
-    out = np.empty((last - first) * item, np.uint8)
+    out = memory((last - first) * item)
     for block in read_table(payload, total) if blocked else [Block(codec, 0, total, payload)]:
         if block.size % item:
             raise CorruptRecord("a block ends within an element")

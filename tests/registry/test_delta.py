@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlc.registry import delta
-from mlc.registry.delta import against, alone, blocks, chooser, crew, forecast, frames
+from mlc.registry.delta import against, alone, blocks, buffers, chooser, crew, forecast, frames
 from mlc.registry.delta.decode import decode_range
 from mlc.registry.delta.dtypes import CODECS, WORDS, byte_size, torch_name
 from mlc.registry.errors import BadParameter, CorruptRecord, ShapeMismatch
@@ -327,3 +327,21 @@ def test_rows_longer_than_a_segment_are_forecast_and_read_in_ranges(monkeypatch)
     base = weights(70, 400)
     target = (base.float() + torch.outer(torch.linspace(1, 2, 70), torch.linspace(-1, 1, 400)) * 1e-3).to(torch.bfloat16)
     assert stored("BF16", target, base)[0] == "forecast"
+
+
+def test_large_memory_is_used_again_when_nobody_holds_it(monkeypatch):
+    monkeypatch.setattr(buffers, "STEADY", 1000)
+    monkeypatch.setattr(buffers, "KEPT", 10_000)
+    assert buffers._spare is None  # outside nothing is kept
+    with buffers.recycling():
+        first = buffers.memory(2000)
+        place, view = first.ctypes.data, buffers.borrow(first[10:20], torch.uint8)
+        del first
+        assert buffers.memory(2000).ctypes.data != place  # a view of it is left
+        del view
+        assert buffers.memory(1900).ctypes.data == place
+        assert len(buffers.memory(20_000)) == 20_000  # too large to be kept
+        held = [buffers.memory(2000) for _ in range(9)]
+        assert len({x.ctypes.data for x in held}) == 9
+        assert sum(map(len, buffers._spare)) <= 10_000
+    assert buffers._spare is None
