@@ -139,8 +139,8 @@ def parse_formula(
     if not columns or rank > min(rows, columns):
         raise CorruptRecord("a derived tensor has a rank that cannot be")
     parts, data = read_parts(data, 2)
-    factors = [_factor(codec, part, pair) for (codec, part), pair in zip(parts, ((rows, rank), (rank, columns)), strict=True)]
-    return Formula(recipe.function, recipe.numbers, word, shape, sources, *factors), data
+    up, down = (_factor(codec, part, pair) for (codec, part), pair in zip(parts, ((rows, rank), (rank, columns)), strict=True))
+    return Formula(recipe.function, recipe.numbers, word, shape, sources, up, down), data
 
 
 def sides(shape: Sequence[int]) -> tuple[int, int]:
