@@ -235,8 +235,7 @@ def _within(op: Operation, plan: Plan, changes: Iterable[Change]) -> Iterator[Ch
     """Pass changes on; one that the plan did not announce is a fault of the operation, and nothing is recorded."""
     names = frozenset(plan.touches)  # mostly a list of names: then there is no pattern to be tried on each
     for change in changes:
-        known = isinstance(change, SetFile) or change.name in names
-        if not known and not any(fnmatchcase(change.name, pattern) for pattern in plan.touches):
+        if not isinstance(change, SetFile) and change.name not in names and not any(fnmatchcase(change.name, p) for p in plan.touches):
             raise CheckFailed(f"{op.name} changed {change.name}, which its plan did not name", hint="report this: nothing was recorded")
         yield change
 
