@@ -167,11 +167,10 @@ def _write_all(op: Edit, ready: Prepared, run: Run) -> tuple[dict[int, Written],
     for layer in ready.written:
         seen = contexts_of(model, layer, ready.groups)
         earlier[layer] = _earlier(op, ready, layer, metrics[layer], seen.keys, memory, run)
-        if layer != ready.beyond:
-            found = _room(op, ready, metrics[layer], seen, earlier[layer])
-            if found.used > 1 and op.span is not None and not op.over_capacity:
-                _refuse_confused(seen.keys, metrics[layer], layer)
-            capacity.check_room(found, len(ready.groups), layer, op.over_capacity)
+        found = _room(op, ready, metrics[layer], seen, earlier[layer])
+        if found.used > 1 and op.span is not None and not op.over_capacity:
+            _refuse_confused(seen.keys, metrics[layer], layer)
+        capacity.check_room(found, len(ready.groups), layer, op.over_capacity)
     targets = _targets(ready, run, key)
     before = [part.before for part in parts_of(model, ready.layers[-1], ready.groups, ready.settings.kl)]
     written: dict[int, Written] = {}

@@ -298,13 +298,18 @@ def test_a_later_edit_is_judged_by_what_it_leaves_of_the_earlier_ones(repo, edit
     assert again.check["earlier_facts"] == 1  # the lamp; what is written anew is no earlier fact
 
 
+def said(rule: str, **check) -> str:
+    facts = Facts("edit", check={"landed": True, **check})
+    return next(o.outcome for o in judge(load_files([BUILT_IN])[0], facts).rules if o.rule == rule)
+
+
 def test_the_gate_refuses_what_undoes_earlier_edits():
-    rules = load_files([BUILT_IN])[0]
+    assert said("earlier-edits", earlier_facts=10, earlier_efficacy=0.7) == "fail"
+    assert said("earlier-edits", earlier_facts=10, earlier_efficacy=0.8) == "pass"
+    assert said("earlier-edits", earlier_facts=0, earlier_efficacy=None) == "skipped"
 
-    def said(**check) -> str:
-        facts = Facts("edit", check={"landed": True, **check})
-        return next(o.outcome for o in judge(rules, facts).rules if o.rule == "earlier-edits")
 
-    assert said(earlier_facts=10, earlier_efficacy=0.7) == "fail"
-    assert said(earlier_facts=10, earlier_efficacy=0.8) == "pass"
-    assert said(earlier_facts=0, earlier_efficacy=None) == "skipped"
+def test_the_gate_refuses_what_pushes_other_subjects_out():
+    assert said("other-subjects", other_subjects=0.58) == "fail"
+    assert said("other-subjects", other_subjects=0.8) == "pass"
+    assert said("other-subjects", other_subjects=None) == "skipped"  # the fact file asks nobody else

@@ -117,6 +117,7 @@ def test_the_built_in_policy_holds_where_there_is_no_file_and_nothing_where_none
         "finite-answers",
         "forget-recall",
         "edit-landed",
+        "other-subjects",
         "earlier-edits",
     ]
     assert records[0].name == "default.toml"
