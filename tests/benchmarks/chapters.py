@@ -17,7 +17,7 @@ def table(head: list[str], rows: Iterable[list[Any]]) -> str:
 
 def said(value: Any, digits: int = 3) -> str:
     """A number as the tables have it; `-` for what was not measured."""
-    if value is None:
+    if value is None or value != value:
         return "-"
     return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
 
