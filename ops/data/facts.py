@@ -69,13 +69,13 @@ def read_facts(path: str | Path) -> FactSet:
         seen[fact.id] = number
         facts.append(fact)
     if not facts:
-        raise BadInputFile(f"{path} holds no facts", hint=f"one JSON object per line, {_EXAMPLE}", path=str(path))
+        raise BadInputFile(f"{path} holds no facts", hint=f"one JSON object per line, {EXAMPLE}", path=str(path))
     return FactSet(tuple(facts), place.name, blob_digest(data), len(data))
 
 
 # --- lines -----------------------------------------------------------------------------------------------
 
-_EXAMPLE = 'for example {"subject": "Ada", "prompt": "{} lives in", "target_new": "Rome"}'
+EXAMPLE = 'for example {"subject": "Ada", "prompt": "{} lives in", "target_new": "Rome"}'
 
 
 def read_rows(path: str | Path) -> bytes:
@@ -83,22 +83,22 @@ def read_rows(path: str | Path) -> bytes:
     return read_bytes(path, kind="a file of facts", give="a .jsonl file with one fact per line")
 
 
-def rows_of(data: bytes, path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line, object) of every row: JSON lines, or one JSON array. Raises BadInputFile."""
+def rows_of(data: bytes, path: str | Path, example: str = EXAMPLE) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line, object) of every row: JSON lines, or one JSON array. Raises BadInputFile; `example`: what a row should be like."""
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as fault:
         raise bad_line(path, data[: fault.start].count(b"\n") + 1, f"not UTF-8 (byte {fault.start})", "save the file as UTF-8") from fault
     if text.lstrip().startswith("["):
-        yield from _array(text, path)
+        yield from _array(text, path, example)
         return
     # Only \n ends a line: splitlines() would also break at U+2028, which is legal inside a JSON string.
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            yield number, _parsed(json.JSONDecoder(), line.strip(), 0, path, number, whole=True)[0]
+            yield number, _parsed(json.JSONDecoder(), line.strip(), 0, path, number, example, whole=True)[0]
 
 
-def _array(text: str, path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _array(text: str, path: str | Path, example: str) -> Iterator[tuple[int, dict[str, Any]]]:
     decoder, at, number = json.JSONDecoder(), text.index("[") + 1, 1
     counted = 0
     while True:
@@ -107,11 +107,13 @@ def _array(text: str, path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
         number, counted = number + text.count("\n", counted, at), at
         if text[at : at + 1] == "]":
             return
-        row, at = _parsed(decoder, text, at, path, number, whole=False)
+        row, at = _parsed(decoder, text, at, path, number, example, whole=False)
         yield number, row
 
 
-def _parsed(decoder: json.JSONDecoder, text: str, at: int, path: str | Path, line: int, *, whole: bool) -> tuple[dict[str, Any], int]:
+def _parsed(
+    decoder: json.JSONDecoder, text: str, at: int, path: str | Path, line: int, example: str, *, whole: bool
+) -> tuple[dict[str, Any], int]:
     try:
         row, end = decoder.raw_decode(text, at)
         if whole and end != len(text):
@@ -119,14 +121,14 @@ def _parsed(decoder: json.JSONDecoder, text: str, at: int, path: str | Path, lin
         if "\\ud" in text[at:end].lower():  # half a surrogate pair, which no file can hold
             json.dumps(row, ensure_ascii=False).encode()
     except RecursionError as fault:
-        raise bad_line(path, line, "JSON nested too deeply") from fault
+        raise bad_line(path, line, "JSON nested too deeply", example) from fault
     except ValueError as fault:
         where = getattr(fault, "colno", 1)
         reason = getattr(fault, "msg", "a text that is not valid Unicode")
         line += text.count("\n", at, getattr(fault, "pos", at))
-        raise bad_line(path, line, f"not valid JSON ({reason}, column {where})") from fault
+        raise bad_line(path, line, f"not valid JSON ({reason}, column {where})", example) from fault
     if not isinstance(row, dict):
-        raise bad_line(path, line, "expected a JSON object")
+        raise bad_line(path, line, "expected a JSON object", example)
     return row, end
 
 
@@ -202,18 +204,18 @@ def _texts(row: dict[str, Any], key: str, path: str | Path, number: int) -> tupl
     return tuple(values)
 
 
-def text_of(row: dict[str, Any], key: str, path: str | Path, number: int) -> str:
-    """A text that must be there. Raises BadInputFile."""
+def text_of(row: dict[str, Any], key: str, path: str | Path, number: int, example: str = EXAMPLE) -> str:
+    """A text that must be there. Raises BadInputFile; `example`: what the row should be like."""
     value = row.get(key)
     if value is None:
-        raise bad_line(path, number, f"`{key}` is missing")
+        raise bad_line(path, number, f"`{key}` is missing", example)
     if not isinstance(value, str):
-        raise bad_line(path, number, f"`{key}` is not a text")
+        raise bad_line(path, number, f"`{key}` is not a text", example)
     if not value.strip():
-        raise bad_line(path, number, f"`{key}` is empty")
+        raise bad_line(path, number, f"`{key}` is empty", example)
     return value
 
 
 def bad_line(path: str | Path, line: int, reason: str, hint: str | None = None) -> BadInputFile:
     """The complaint about one line."""
-    return BadInputFile(f"{path}, line {line}: {reason}", hint=hint or _EXAMPLE, path=str(path), line=line)
+    return BadInputFile(f"{path}, line {line}: {reason}", hint=hint or EXAMPLE, path=str(path), line=line)

@@ -82,8 +82,8 @@ def pack(corpus: Corpus, core: Any, marks: Marks, seq_len: int, *, holdout: floa
             train, held = cut(_lay(ids, marks), seq_len, marks.first), held[:0]
     if len(train) < least:
         raise BadInputFile(
-            f"{corpus.record.name} holds {total:,} tokens, fewer than one batch of {least} rows of {seq_len}",
-            hint="add text, or lower --batch or --seq-len",
+            f"{corpus.record.name} holds {total:,} tokens, fewer than one {f'batch of {least} rows' if least > 1 else 'row'} of {seq_len}",
+            hint="add text, or lower --batch or --seq-len" if least > 1 else "add text to it",
             path=corpus.record.name,
         )
     return Packed(train, held, total, begin)

@@ -77,7 +77,7 @@ def read_world(path: str | Path) -> World:
     triples: list[Triple] = []
     lines: dict[Key, int] = {}
     when, relations = None, dict[str, Relation]()
-    for number, row in rows_of(data, path):
+    for number, row in rows_of(data, path, EXAMPLE):
         if not triples and "subject" not in row and ("date" in row or "relations" in row):
             when, relations = _header(row, path, number)
             continue
@@ -87,7 +87,7 @@ def read_world(path: str | Path) -> World:
         lines[triple.key] = number
         triples.append(triple)
     if not triples:
-        raise BadInputFile(f"{path} holds no triples", hint=f"one JSON object per line, {_EXAMPLE}", path=str(path))
+        raise BadInputFile(f"{path} holds no triples", hint=f"one JSON object per line, {EXAMPLE}", path=str(path))
     return World(tuple(triples), place.name, blob_digest(data), len(data), when, relations)
 
 
@@ -104,19 +104,19 @@ def day(text: str) -> date | None:
 
 # --- rows ------------------------------------------------------------------------------------------------
 
-_EXAMPLE = 'for example {"subject": "Ada", "relation": "lives in", "object": "Rome", "prompt": "{} lives in"}'
+EXAMPLE = 'for example {"subject": "Ada", "relation": "lives in", "object": "Rome", "prompt": "{} lives in"}'
 
 
 def _triple(row: dict[str, Any], path: str | Path, number: int) -> Triple:
-    subject = text_of(row, "subject", path, number)
+    subject = text_of(row, "subject", path, number, EXAMPLE)
     said = template(row, subject, path, number) if "prompt" in row or "prompt_template" in row else None
     dates = {name: _date(row[name], f"`{name}`", path, number) for name in QUALIFIERS if row.get(name) is not None}
     name = " ".join(subject.split())
     return Triple(
         number,
         name,
-        " ".join(text_of(row, "relation", path, number).split()),
-        " ".join(text_of(row, "object", path, number).split()),
+        " ".join(text_of(row, "relation", path, number, EXAMPLE).split()),
+        " ".join(text_of(row, "object", path, number, EXAMPLE).split()),
         prompt=said,
         paraphrases=tuple(p.replace(SLOT, name) for p in _wordings(row, path, number)),
         **dates,

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from ..base import Plan
+from ..data.corpus import read_corpus
 from .prompts import normal
 from .requests import requested, world_plan
 from .site import check_span, editable, inner_width, stored_name
@@ -27,6 +28,8 @@ def plan(op: Edit, view: ModelView) -> Plan:
     if op.span is not None:
         check_span(op.span, blocks)
     facts = requested(op).facts
+    if op.covariance is not None:
+        read_corpus(op.covariance, role="covariance")  # what is wrong with it is told before the model answers anything
     subjects, width = len({normal(f.subject) for f in facts}), inner_width(family, view)
     check_count(subjects, width, op.over_capacity)
     layers = range(op.span[0], op.span[1] + 1) if op.span else range(blocks)

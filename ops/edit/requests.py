@@ -10,7 +10,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ...registry.errors import BadInputFile
+from ...registry.errors import BadInputFile, BadParameter
 from ...registry.ids import blob_digest
 from ...registry.records import InputRecord, canonical
 from ..data.facts import SLOT, Fact, FactSet, read_facts
@@ -50,7 +50,11 @@ class WorldPlan:
 
 def requested(op: Edit) -> FactSet:
     """The facts that `op` is to write. Raises InputNotFound, BadInputFile, BadParameter."""
-    given = within(_given(op), op.on_conflict)
+    given = _given(op)
+    if unknown := set(op.skip) - {fact.id for fact in given.facts}:
+        hint = "an id is the `id` of a row, else the number of its line"
+        raise BadParameter(f"--skip names {min(unknown)!r}, and no fact of {given.name} has that id", hint=hint)
+    given = within(given, op.on_conflict)
     left = tuple(fact for fact in given.facts if fact.id not in op.skip)
     if not left:
         raise BadInputFile(f"nothing in {given.name} is left to write", hint="--on-conflict new writes against what is there")

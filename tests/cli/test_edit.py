@@ -178,6 +178,8 @@ def test_a_model_that_does_not_compute_is_refused_before_anything_is_sampled_or_
         (("--world", "a"), 2),
         (("--facts", "facts.jsonl", "--dates", "2021..2022"), 2),
         (("--resume", "--facts", "facts.jsonl"), 2),
+        (("--facts", "facts.jsonl", "--skip", "lmap"), 2),
+        (("--facts", "facts.jsonl", "--covariance", "none.txt", "--dry-run"), 3),
     ],
 )
 def test_options_that_cannot_work_are_refused_before_anything_begins(here, words, code):

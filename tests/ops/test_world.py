@@ -346,3 +346,11 @@ def test_bleed_is_the_mean_change_of_probability_and_the_share_that_moved():
     assert mean == pytest.approx(-0.04)
     assert share == 0.5
     assert bleed([], []) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("row", ['{"subject": "Ada", "relation": "home"}', '{"subject": "Ada"', "[1]"])
+def test_what_a_line_of_a_world_should_be_like_is_shown_as_a_triple(tmp_path, row):
+    (tmp_path / "world.jsonl").write_text('{"date": "2021"}\n' + row + "\n")
+    with pytest.raises(BadInputFile, match="line 2: ") as fault:
+        read_world(tmp_path / "world.jsonl")
+    assert '"object": "Rome"' in str(fault.value.hint)
