@@ -64,7 +64,12 @@ class Command(Shared, typer.core.TyperCommand):
         for place, word in reversed(list(enumerate(args))):
             if word in meant and (place + 1 == len(args) or args[place + 1].startswith("-")):
                 args.insert(place + 1, meant[word])
-        return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except PARSER_ERROR as fault:
+            if getattr(fault, "ctx", None) is None:  # an option without its value: the parser does not say of which verb
+                fault.ctx = ctx  # type: ignore[attr-defined]
+            raise
 
 
 class Group(Shared, typer.core.TyperGroup):

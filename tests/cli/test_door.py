@@ -76,6 +76,15 @@ def test_an_unknown_option_is_one_error_object_under_json():
     assert answer.error["exit_code"] == 2
 
 
+@pytest.mark.parametrize(
+    ("words", "page"), [(("revert", "HEAD", "--fact"), "mlc revert --help"), (("patch", "apply", "x", "--onto"), "mlc patch apply --help")]
+)
+def test_an_option_without_its_value_is_answered_by_the_page_of_its_verb(words, page):
+    answer = run_cli(*words)
+    assert answer.code == 2
+    assert page in answer.err
+
+
 @pytest.mark.parametrize("place", ["before", "after", "joined"])
 def test_the_registry_may_be_named_on_either_side_of_the_verb(repo, place: str):
     words = {
