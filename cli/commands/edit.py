@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 from ...ops.catalog import load
 from ..conduct import conduct
 from ..context import Session
-from ..operations import begin, options_of
+from ..operations import begin, given, options_of
 from ..options import RESUMED, Mutation, Resume, Rev
 
 OPERATION = load("edit")
@@ -20,7 +21,7 @@ OPTIONAL_VALUES = RESUMED
 SEVERAL_VALUES = {"--world": 2}
 
 ROWS = "jq -c '.plan.details.needs_unlearning[]'"
-UNLEARN = f"mlc edit --world OLD NEW --dry-run --json | {ROWS} > obsolete.jsonl; mlc unlearn --forget-set obsolete.jsonl"
+UNLEARN = f"mlc edit --world {{}} --dry-run --json | {ROWS} > obsolete.jsonl; mlc unlearn --forget-set obsolete.jsonl"
 
 EPILOG = """Examples:
   mlc edit --facts facts.jsonl -m "new addresses"
@@ -52,6 +53,6 @@ def run(
     def planned(details: dict[str, Any]) -> None:
         session.lines(world_lines(details, session.paint))
         if details.get("needs_unlearning"):
-            session.hint(UNLEARN)
+            session.hint(UNLEARN.replace("{}", shlex.join(map(str, given(operation).get("world", ("OLD", "NEW"))))))
 
     conduct(session, lambda: begin(session, OPERATION, operation, how, rev, resume), hint=hint, measured=measured, planned=planned)

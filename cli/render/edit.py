@@ -62,6 +62,8 @@ def world_lines(details: Mapping[str, Any], paint: Paint) -> list[str]:
         lines.append(f"  {told}  {was} -> {now}")
     if details.get("more_changes"):
         lines.append(paint.dim(f"  and {details['more_changes']:,} more (--json has the first {len(cells)} only)"))
+    if unsure := details.get("undetermined"):
+        lines.append(f"  {text.count(unsure, 'question')} left alone: the files do not say when the answers began or ended.")
     if forget := details.get("needs_unlearning"):
         lines.append(f"  {text.count(len(forget), 'answer')} only went away: an edit cannot take answers away, `mlc unlearn` can.")
     if left := details.get("beyond_an_edit"):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 from ...registry.errors import BadParameter
 from ..base import Change, Check, Expectations, History, Operation, Plan, Run, option
 from .conflicts import settled
-from .requests import requested
+from .requests import asked
 from .world import parse_dates
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class Edit(Operation):
 
     def foresee(self, past: History) -> Edit:
         """Without the facts that what is behind wins against; raises BadParameter when nobody was told to win."""
-        found = settled(requested(self), past, self.on_conflict)
+        found = settled(asked(self), past, self.on_conflict)
         return replace(self, skip=tuple(dict.fromkeys((*self.skip, *found)))) if found else self
 
     def plan(self, view: ModelView) -> Plan:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..base import Plan
 from ..data.corpus import read_corpus
 from .prompts import normal
-from .requests import requested, world_plan
+from .requests import asked, requested, world_plan
 from .site import check_span, editable, inner_width, stored_name
 
 if TYPE_CHECKING:
@@ -27,7 +27,9 @@ def plan(op: Edit, view: ModelView) -> Plan:
     family, blocks = editable(view)
     if op.span is not None:
         check_span(op.span, blocks)
-    facts = requested(op).facts
+    facts = (asked(op) if op.world else requested(op)).facts
+    if not facts:
+        return Plan(summary="write nothing: no change between these worlds is one that an edit can make", touches=(), details=_world(op))
     if op.covariance is not None:
         read_corpus(op.covariance, role="covariance")  # what is wrong with it is told before the model answers anything
     subjects, width = len({normal(f.subject) for f in facts}), inner_width(family, view)
@@ -53,9 +55,14 @@ def plan(op: Edit, view: ModelView) -> Plan:
             "layers": op.layers,
             "key_width": width,
             "factor_bytes": 4 * subjects * sum(shape) * many,
-            **(world_plan(op).details() if op.world else {}),
+            **_world(op),
         },
     )
+
+
+def _world(op: Edit) -> dict[str, Any]:
+    """What changed between the two worlds; nothing where facts are given."""
+    return world_plan(op).details() if op.world else {}
 
 
 def _where(op: Edit) -> str:

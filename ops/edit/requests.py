@@ -50,15 +50,22 @@ class WorldPlan:
 
 def requested(op: Edit) -> FactSet:
     """The facts that `op` is to write. Raises InputNotFound, BadInputFile, BadParameter."""
+    given = asked(op)
+    if not given.facts and op.world and not (made := world_plan(op)).facts:
+        raise _unchanged(made)
+    if not given.facts:
+        raise BadInputFile(f"nothing in {given.name} is left to write", hint="--on-conflict new writes against what is there")
+    return given
+
+
+def asked(op: Edit) -> FactSet:
+    """As `requested`, and none where nothing is left: what two worlds come to can be shown all the same."""
     given = _given(op)
     if unknown := set(op.skip) - {fact.id for fact in given.facts}:
         hint = "an id is the `id` of a row, else the number of its line"
         raise BadParameter(f"--skip names {min(unknown)!r}, and no fact of {given.name} has that id", hint=hint)
     given = within(given, op.on_conflict)
-    left = tuple(fact for fact in given.facts if fact.id not in op.skip)
-    if not left:
-        raise BadInputFile(f"nothing in {given.name} is left to write", hint="--on-conflict new writes against what is there")
-    return dataclasses.replace(given, facts=left)
+    return dataclasses.replace(given, facts=tuple(fact for fact in given.facts if fact.id not in op.skip))
 
 
 def inputs(op: Edit, given: FactSet) -> list[InputRecord]:
@@ -73,14 +80,20 @@ def _given(op: Edit) -> FactSet:
     if op.facts:
         return read_facts(op.facts)
     made = world_plan(op)
-    if not made.facts:
-        hint = UNLEARN if made.forget else "mlc edit --dry-run --world OLD NEW shows what changed"
-        raise BadInputFile(f"nothing changed from {made.old.name} to {made.new.name} that an edit could write", hint=hint)
     digest = blob_digest(canonical([made.old.digest, made.new.digest, op.dates]))
     return FactSet(made.facts, f"{made.old.name}..{made.new.name}", digest, made.old.bytes + made.new.bytes)
 
 
 UNLEARN = "mlc unlearn --forget-set obsolete.jsonl (its lines: `needs_unlearning` of mlc edit --dry-run --json)"
+DATED = 'a triple needs a "start", "end" or "point" between the dates of the worlds; without any date presence alone decides'
+
+
+def _unchanged(made: WorldPlan) -> BadInputFile:
+    """Why there is nothing to write, and what can be done about it."""
+    unsure = len(made.changes.undetermined)
+    why = f": of {unsure} that may have changed the files do not say when" if unsure and made.changes.interval else ""
+    hint = UNLEARN if made.forget else DATED if why else "mlc edit --dry-run --world OLD NEW shows what changed"
+    return BadInputFile(f"nothing changed from {made.old.name} to {made.new.name} that an edit could write{why}", hint=hint)
 
 
 def world_plan(op: Edit) -> WorldPlan:

@@ -225,10 +225,29 @@ def test_two_worlds_are_told_in_a_dry_run_and_written(here):
     shown = run_cli("edit", "--world", "old.jsonl", "new.jsonl", "--dry-run")
     assert any(line.split() == ["replacement", "amber", "lamp", "place", "north", "->", "river"] for line in shown.out.splitlines())
     assert "mlc unlearn --forget-set obsolete.jsonl" in shown.err
+    assert "mlc edit --world old.jsonl new.jsonl --dry-run --json |" in shown.err
     assert untouched(here, tip)
     commit = ok("edit", "--world", "old.jsonl", "new.jsonl", *FAST)["commit"]
     assert [i["role"] for i in commit["inputs"] if i["role"].startswith("world")] == ["world-new", "world-old"]
     assert (commit["check"]["requested"], commit["op"]["params"]["world"]) == (1, ["old.jsonl", "new.jsonl"])
+
+
+@pytest.mark.parametrize(("gone", "hint"), [(1, "mlc unlearn --forget-set"), (0, "mlc edit --dry-run --world")])
+def test_two_worlds_that_leave_nothing_to_write_are_told_in_a_dry_run_and_refused_otherwise(here, gone, hint):
+    head = {"relations": {"place": {"prompt": "the red {}"}, "colour": {"prompt": "the {} is"}}}
+    said = [("amber lamp", "place", "north"), ("two harbour", "place", "two"), ("two harbour", "colour", "blue")]
+    rows = [{"subject": s, "relation": r, "object": o} for s, r, o in said]
+    write("old.jsonl", head, *rows)
+    write("new.jsonl", head, *rows[: len(rows) - gone])
+    tip = ok("refs")["branches"]["main"]
+    plan = ok("edit", "--world", "old.jsonl", "new.jsonl", "--dry-run")["plan"]
+    assert (plan["details"]["to_write"], plan["details"]["obsolete"], plan["touches"]) == (0, gone, [])
+    assert len(plan["details"].get("needs_unlearning", ())) == gone
+    shown = run_cli("edit", "--world", "old.jsonl", "new.jsonl", "--dry-run")
+    assert (shown.code, "Write nothing" in shown.out, "mlc unlearn" in shown.err) == (0, True, bool(gone))
+    answer = run_cli("edit", "--world", "old.jsonl", "new.jsonl", "--json")
+    assert (answer.code, answer.error["kind"], hint in answer.error["hint"]) == (2, "BadInputFile", True), answer
+    assert untouched(here, tip)
 
 
 def test_a_revert_of_facts_needs_an_edit_behind_the_branch(here):

@@ -263,6 +263,13 @@ def test_what_only_goes_is_named_as_unlearning_with_the_next_command(files):
     assert "mlc unlearn --forget-set" in str(fault.value.hint)
 
 
+def test_what_the_record_does_not_date_is_refused_with_the_number_and_what_would_help(files):
+    old, new = [{"date": "2021"}, row("Ada", "home", "Oslo")], [{"date": "2023", **HEAD}, row("Ada", "home", "Bonn")]
+    with pytest.raises(BadInputFile, match="of 1 that may have changed the files do not say when") as fault:
+        requested(files(old, new))
+    assert '"start"' in str(fault.value.hint)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "options", "reason"),
     [
