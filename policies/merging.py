@@ -20,7 +20,7 @@ from ..ops.merge.merge import Merge
 from ..ops.merge.pins import pinned
 from ..ops.merge.recipe import TOKENIZERS, Recipe
 from ..ops.merge.settings import read_words
-from ..ops.merge.table import METHODS
+from ..ops.merge.table import METHODS, unknown
 from ..registry.errors import BadParameter, CheckFailed, Incompatible, NotFound, RefMoved, RefNotFound
 from ..registry.ids import CommitId, short
 from ..registry.lineage import common_bases
@@ -135,7 +135,10 @@ def _returned(repo: Repository, commit: Commit) -> CommitId | None:
 
 def _method(word: str | None) -> str:
     name = (word or "linear").replace("-", "_")
-    return NAMES.get(name, name)
+    name = NAMES.get(name, name)
+    if name not in (known := (*METHODS, OPCM, SOUP, *AVERAGES, *INFORMED, RMM)):
+        raise unknown(name, known)
+    return name
 
 
 def _version(repo: Repository, rev: str) -> CommitId:
@@ -184,7 +187,7 @@ def _called(revs: Sequence[str], ids: Sequence[CommitId]) -> Iterator[None]:
 
 def _nothing(repo: Repository, commit_id: CommitId, revs: Sequence[str]) -> Outcome:
     commit = repo.commit(commit_id)
-    said = f"{' and '.join(dict.fromkeys(revs))} are one version, {short(commit_id)}: nothing was recorded"
+    said = f"{' and '.join(revs)} are one version, {short(commit_id)}: nothing was recorded"
     branch = repo.resolve_branch(revs[0])
     return Outcome(commit, commit_id, branch, False, commit.verdict, commit.check, (), (said,))
 
@@ -246,7 +249,7 @@ def _by_file(repo: Repository, revs: Sequence[str], values: dict[str, Any], how:
     absent = [name for name in recipe.names() if _known(repo, name) is None]
     for name in absent:
         if not Path(name).is_dir():
-            raise RefNotFound(f"{values['config']} names {name!r}: no version and no directory", hint="mlc refs lists versions")
+            raise RefNotFound(f"{values['config']} names {name!r}: no version and no directory", hint="`mlc refs` lists the versions")
     if absent and how.get("dry_run"):
         return Outcome(plan=_import_first(recipe, absent), warnings=())
     brought = {name: _imported(repo, name, how) for name in absent}

@@ -98,6 +98,8 @@ def _block(label: str, lines: list[str]) -> list[str]:
 
 def brief(value: Any) -> str:
     """A value on one line; long lists by their length and ends."""
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "yes", False: "no"}[value]
     if isinstance(value, float):
         return text.number(value)
     if isinstance(value, list | tuple):

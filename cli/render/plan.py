@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...registry.ids import is_digest, short
 from . import text
 from .style import Paint
 
@@ -38,7 +39,7 @@ def plan_lines(plan: dict[str, Any], paint: Paint) -> list[str]:
         ("time", f"about {text.seconds(plan['seconds'])}" if plan["seconds"] is not None else ""),
         ("memory", f"about {text.size(plan['memory'])}" if plan["memory"] is not None else ""),
         *(
-            (key, brief(value))
+            (key, brief(_ids_cut(value)))
             for key, value in plan["details"].items()
             if key not in ("tensors", "bytes", "steps") and not _table(value) and key not in SHOWN
         ),
@@ -46,6 +47,13 @@ def plan_lines(plan: dict[str, Any], paint: Paint) -> list[str]:
     width = max(len(label) for label, value in rows if value)
     said = text.sentence(plan["summary"][:1].upper() + plan["summary"][1:])
     return [said, *(f"  {paint.dim(label.ljust(width))}  {value}" for label, value in rows if value), "Nothing was written."]
+
+
+def _ids_cut(value: Any) -> Any:
+    """Ids as tables show them; --json has them whole."""
+    if isinstance(value, list | tuple):
+        return [_ids_cut(item) for item in value]
+    return short(value) if isinstance(value, str) and is_digest(value) else value
 
 
 def _table(value: Any) -> bool:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from ...registry.errors import BadParameter, Incompatible
+from ...registry.records import Json
 from ..base import Change, Check, Expectations, Operation, Plan, Run, option
 
 if TYPE_CHECKING:
@@ -82,12 +83,20 @@ class MergeAdapters(Operation):
         how = "written into their base" if self.into == "base" else f"at rank {self.rank}" if self.rank else "ranks side by side"
         return adapter_plan(f"merge {len(self.ingredients)} adapters, {how}", on_base(view), len(self.ingredients))
 
+    def preview(self, view: ModelView, run: Run) -> dict[str, Json]:
+        """Refuses what `apply` would refuse: adapters that do not fit each other."""
+        self._views(view, run)
+        return {}
+
     def apply(self, view: ModelView, run: Run) -> Iterator[Change]:
         from .lowrank import merged
 
+        return merged(self, self._views(view, run), run)
+
+    def _views(self, view: ModelView, run: Run) -> dict[str, EffectiveView]:
         views = {name: on_base(view if at == 0 else run.version(name)) for at, name in enumerate(self.ingredients)}
         check_bases(views)
-        return merged(self, views, run)
+        return views
 
     def check(self, before: ModelView, after: ModelView, run: Run) -> Check:
         return Check(True, {"versions": len(self.ingredients), "tensors": len(after.names())})

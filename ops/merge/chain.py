@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from ...registry.errors import BadParameter
 from ...registry.fs import DiskFault
+from ...registry.records import Json
 from ..base import Change, Check, Expectations, Operation, Plan, Run, SetTensor, option
 from .kept import Kept
 
@@ -68,6 +69,11 @@ class Opcm(Operation):
             details={"alpha": self.alpha, "shared": self.shared, "base": self.base, "models": int(self.state[1]) if self.state else 0},
         )
 
+    def preview(self, view: ModelView, run: Run) -> dict[str, Json]:
+        """Refuses what `apply` would refuse: versions that do not fit each other."""
+        _Chain(self, view, run)
+        return {}
+
     def apply(self, view: ModelView, run: Run) -> Iterator[Change]:
         from ..engine.local import threads
 
@@ -91,20 +97,14 @@ class _Chain:
     """One run: the versions, laid out tensor by tensor, and the running merge, which waits in files between two steps."""
 
     def __init__(self, op: Opcm, view: ModelView, run: Run) -> None:
-        from .checks import check_architectures, check_shapes, check_vocabularies
-        from .layout import lay_out, tie_heads
-        from .recipe import Recipe, Slice, Source
+        from .layout import lined_up, tie_heads
 
         assert op.base is not None
         self.op, self.view, self.run, self.base = op, view, run, op.base
         names = tuple(dict.fromkeys((*op.ingredients, op.base)))
         self.views = {name: view if name == op.ingredients[0] else run.version(name) for name in names}
-        check_architectures(self.views)
-        sources = tuple(Source(name, None, {"weight": 1.0}) for name in names)
-        laid = lay_out(Recipe("linear", (Slice(sources),)), self.views)
-        check_shapes(laid, self.views, aligned=False)
-        check_vocabularies(self.views)
-        self.outputs = {output.name: output for output in tie_heads(laid, self.views) if self._moves(output)}
+        laid = tie_heads(lined_up(self.views), self.views)
+        self.outputs = {output.name: output for output in laid if self._moves(output)}
         self.done, self.merged = 0, Kept(run.scratch / "merged-0")  # versions absorbed, and the merge that they gave
 
     def begin(self) -> State:

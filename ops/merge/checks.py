@@ -32,7 +32,7 @@ def check_architectures(views: Mapping[str, ModelView]) -> None:
             if values[other] != values[first := next(iter(values))]:
                 raise Incompatible(
                     f"{shown(first)} is a {_word(values[first])}, {shown(other)} a {_word(values[other])}: they cannot be merged",
-                    hint="merge versions of one architecture; `mlc compare` measures models of different kinds",
+                    hint="merge versions of one architecture; `mlc eval REV --suite FILE` measures models of any kind",
                 )
     heads = {name: _has_head(views[name]) for name in names}
     for other in names:

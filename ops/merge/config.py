@@ -24,6 +24,9 @@ TOP = (
 )  # fmt: skip
 
 
+EXAMPLE = "for example: {merge_method: linear, models: [{model: main, parameters: {weight: 1}}, {model: feature, parameters: {weight: 1}}]}"
+
+
 class Keys(dict[str, Any]):
     """A mapping that knows the line of each of its keys."""
 
@@ -78,7 +81,7 @@ def parse_config(data: bytes, path: str = "merge file") -> Recipe:
         mark = getattr(fault, "problem_mark", None)
         line = None if mark is None else mark.line + 1
         where = "" if line is None else f", line {line}"
-        raise BadRecipe(f"{path}{where}: {getattr(fault, 'problem', None) or 'not YAML'}", path=path, line=line) from fault
+        raise BadRecipe(f"{path}{where}: {getattr(fault, 'problem', None) or 'not YAML'}", hint=EXAMPLE, path=path, line=line) from fault
     return _Reader(path).recipe(tree).validated()
 
 
@@ -100,7 +103,7 @@ class _Reader:
 
     def recipe(self, tree: Any) -> Recipe:
         if not isinstance(tree, Keys):
-            self.fail(None, "a merge file is a mapping with merge_method and models or slices")
+            self.fail(None, "a merge file is a mapping with merge_method and models or slices", EXAMPLE)
         self.known(tree, TOP)
         if "modules" in tree:
             self.fail(tree.lines["modules"], "the key 'modules' (models of several parts) is not supported", "use models or slices")

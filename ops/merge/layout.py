@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...registry.errors import BadParameter, Incompatible
 from ..arch import blocks_of, family_of, layer_of, role_of, with_layer
-from .checks import shown
+from .checks import check_architectures, check_shapes, check_vocabularies, shown
 from .recipe import Recipe, Slice, Source
 from .settings import filters_of, resolve
 
@@ -55,6 +55,15 @@ def lay_out(recipe: Recipe, views: Views) -> list[Output]:
     found = _whole(recipe, views) if recipe.whole else _stacked(recipe, views)
     _check_filters(recipe, found)
     return sorted(found, key=lambda output: output.name)
+
+
+def lined_up(views: Views) -> list[Output]:
+    """Whole versions tensor by tensor, none of them counting more. Raises Incompatible unless they fit each other in every name and shape."""
+    check_architectures(views)
+    laid = lay_out(Recipe("linear", (Slice(tuple(Source(name, None, {"weight": 1.0}) for name in views)),)), views)
+    check_shapes(laid, views, aligned=False)
+    check_vocabularies(views)
+    return laid
 
 
 def tie_heads(outputs: Sequence[Output], views: Views) -> list[Output]:
@@ -123,7 +132,10 @@ def _check_weights(vote: bool, shared: Mapping[str, Any], each: Sequence[Mapping
     """A vote divides by what agrees, never by the sum of all weights."""
     divided = shared.get("normalize", shared.get("normalize_weights", False)) and not vote
     if divided and abs(sum(parameters["weight"] for parameters in each)) < 1e-8:
-        raise BadParameter(f"the weights for {name} sum to zero, and normalize divides by their sum", hint="set normalize to false")
+        raise BadParameter(
+            f"the weights for {name} sum to zero, and normalize divides by their sum",
+            hint="--set normalize=false, or `normalize: false` in a merge file",
+        )
     for density, epsilon in ((p["density"], p["epsilon"]) for p in each if "epsilon" in p):
         if density < 1 and not (density - epsilon > 0 and density + epsilon < 1):
             raise BadParameter(f"density {density:g} +/- epsilon {epsilon:g} must lie between 0 and 1", hint="take a smaller epsilon")
@@ -188,7 +200,10 @@ def _run(
     anchor = recipe.base_layers(piece) or spans[0]
     for source, span in zip(sources, spans, strict=True):
         if span[1] > (held := blocks_in(views[source.model])):
-            raise BadParameter(f"layer_range {list(span)} goes beyond the {held} layers of {shown(source.model)}")
+            raise BadParameter(
+                f"layer_range {list(span)} goes beyond the {held} layers of {shown(source.model)}",
+                hint=f"layer_range: [0, {held}] takes all of them",
+            )
     count = spans[0][1] - spans[0][0]
     found = []
     for name in views[sources[0].model].names():

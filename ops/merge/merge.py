@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...registry.errors import BadParameter
+from ...registry.records import Json
 from ..base import Change, Check, Expectations, Operation, Plan, Run, option
 from .recipe import DTYPES, Recipe, Slice, Source
 from .table import METHODS, method_of
@@ -127,6 +128,14 @@ class Merge(Operation):
             memory=4 * largest * (2 * len(names) + 2),
             details={"method": recipe.method, "versions": list(names), "base": recipe.base, "parity": self.parity},
         )
+
+    def preview(self, view: ModelView, run: Run) -> dict[str, Json]:
+        """Refuses what `apply` would refuse before it reads a tensor: versions that do not fit each other, settings that cannot work."""
+        from . import stream
+
+        recipe = self.recipe()
+        stream.prepare(self, recipe, stream._views(self, recipe, view, run), view, run)
+        return {}
 
     def apply(self, view: ModelView, run: Run) -> Iterator[Change]:
         from .stream import apply

@@ -69,8 +69,16 @@ def _one(param: Param, name: str, t: float, scopes: tuple[Settings, ...], who: s
             return check_value(param.name, value)
     if param.default is REQUIRED:
         of = f" of {who}" if who else ""
-        raise BadParameter(f"the parameter {param.name!r}{of} is not set for tensor {name}", hint=f"set {param.name}, or add a filter '*'")
+        raise BadParameter(
+            f"the parameter {param.name!r}{of} is not set for tensor {name}",
+            hint=f"{_flag(param.name)}; in a merge file a filter '*' fits every tensor",
+        )
     return param.default
+
+
+def _flag(name: str) -> str:
+    """How a parameter is typed."""
+    return {"t": "-t 0.5", "weight": "--weights 1,1", "density": "--density 0.5"}.get(name, f"--set {name}=1")
 
 
 def valid(param: Param, value: Any) -> Any:

@@ -16,10 +16,9 @@ from ..engine.local import threads
 from ..models import load_model, slot, state_names
 from ..unlearn.importance import importance, pack, unpack
 from ..unlearn.task import batches, task_of
-from .checks import FLOATS, check_architectures, check_buffers, check_shapes, check_vocabularies
+from .checks import FLOATS, check_buffers
 from .informed import fisher_mean, fisher_shares, reg_mean
-from .layout import lay_out, tie_heads
-from .recipe import Recipe, Slice, Source
+from .layout import lined_up, tie_heads
 
 if TYPE_CHECKING:
     from ...registry.view import ModelView
@@ -35,10 +34,7 @@ KINDS = {"fisher": "fisher", "regmean": "gram"}
 def merged(op: Informed, view: ModelView, run: Run) -> Iterator[Change]:
     """The tensors of the merge that differ from the first version's. Holds the statistics of all versions, and one tensor of each."""
     views = {name: view if at == 0 else run.version(name) for at, name in enumerate(op.ingredients)}
-    check_architectures(views)
-    laid = lay_out(Recipe("linear", (Slice(tuple(Source(name, None, {"weight": 1.0}) for name in views)),)), views)
-    check_shapes(laid, views, aligned=False)
-    check_vocabularies(views)
+    laid = lined_up(views)
     with threads(1):
         known = [_kept(op, one, at, run) for at, one in enumerate(views.values())]
         shares = _shares(op, known)

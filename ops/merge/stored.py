@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from ...registry.errors import BadParameter
+from ...registry.records import Json
 from ..base import Change, Check, Expectations, Operation, Plan, Run, option
 from .adapters import NOTE
 
@@ -64,6 +65,13 @@ class Informed(Operation):
         count = len(self.ingredients)
         summary = f"merge {count} versions by {self.method}, with statistics of their data"
         return Plan(summary, view.names(), bytes_touched=sum(sizes), memory=(count + 2) * sum(sizes))
+
+    def preview(self, view: ModelView, run: Run) -> dict[str, Json]:
+        """Refuses what `apply` would refuse: versions that do not fit each other."""
+        from .layout import lined_up
+
+        lined_up({name: view if at == 0 else run.version(name) for at, name in enumerate(self.ingredients)})
+        return {}
 
     def apply(self, view: ModelView, run: Run) -> Iterator[Change]:
         from .statistics import merged

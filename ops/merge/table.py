@@ -6,6 +6,7 @@ Names, parameters and defaults are mergekit's (0.1.5), so that its files mean he
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -106,10 +107,15 @@ METHODS: dict[str, Method] = {
 def method_of(name: str) -> Method:
     """The method of this name. Raises BadParameter with the nearest name that there is."""
     if name not in METHODS:
-        close = difflib.get_close_matches(name, METHODS, 1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        raise BadParameter(f"there is no merge method {name!r}", hint=f"{hint}known: {', '.join(METHODS)}")
+        raise unknown(name, METHODS)
     return METHODS[name]
+
+
+def unknown(name: str, known: Iterable[str]) -> BadParameter:
+    """The complaint about the name of a method."""
+    close = difflib.get_close_matches(name, known := tuple(known), 1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    return BadParameter(f"there is no merge method {name!r}", hint=f"{hint}known: {', '.join(known)}")
 
 
 def check_count(method: Method, ingredients: int, base: bool) -> None:
@@ -122,4 +128,5 @@ def check_count(method: Method, ingredients: int, base: bool) -> None:
         wanted = f"exactly {method.least}" if method.least == method.most else f"at least {method.least}"
         wanted = f"at most {method.most}" if method.most is not None and ingredients > method.most else wanted
         beside = " beside the base" if method.base != "ingredient" else ""
-        raise BadParameter(f"{method.name} merges {wanted} ingredient(s){beside}, not {ingredients}", hint="`mlc merge --help`")
+        one = "ingredient" if wanted.endswith(" 1") else "ingredients"
+        raise BadParameter(f"{method.name} merges {wanted} {one}{beside}, not {ingredients}", hint="mlc merge --help")

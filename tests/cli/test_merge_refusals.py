@@ -97,8 +97,22 @@ def refused(*words: str) -> tuple[int, str, str]:
     ],
 )
 def test_what_does_not_fit_is_refused_with_the_first_thing_and_a_suggestion(work, words, code, said, hint):
-    answer = refused("merge", *words)
-    assert (answer[0], said in answer[1], hint in answer[2]) == (code, True, True), answer
+    for told in (("merge", *words), ("merge", *words, "--dry-run")):
+        answer = refused(*told)
+        assert (answer[0], said in answer[1], hint in answer[2]) == (code, True, True), answer
+
+
+def test_a_method_that_there_is_not_is_answered_by_the_names_of_all_of_them(work):
+    code, said, hint = refused("merge", "a", "b", "--method", "opmc")
+    assert (code, "'opmc'" in said, "did you mean opcm?" in hint) == (2, True, True)
+    assert {"rmm", "fisher", "lcsc", "soup_greedy", "ties"} <= set(hint.replace(",", "").split())
+
+
+def test_what_a_hint_of_a_merge_names_can_be_typed(work):
+    assert "-t 0.5" in refused("merge", "a", "b", "--method", "slerp")[2]
+    ok("merge", "a", "b", "--method", "slerp", "-t", "0.5", "--branch", "between")
+    assert "--set normalize=false" in refused("merge", "a", "b", "--weights", "1,-1")[2]
+    ok("merge", "a", "b", "--weights", "1,-1", "--set", "normalize=false", "--branch", "difference")
 
 
 BLOCKS = "merge_method: linear\nmodels:\n- {model: a, parameters: {weight: WEIGHT}}\n- {model: b, parameters: {weight: 1}}\n"
