@@ -58,7 +58,7 @@ def lay_out(recipe: Recipe, views: Views) -> list[Output]:
 
 
 def lined_up(views: Views) -> list[Output]:
-    """Whole versions tensor by tensor, none of them counting more. Raises Incompatible unless they fit each other in every name and shape."""
+    """Whole versions tensor by tensor, all counting alike. Raises Incompatible unless they fit each other in every name and shape."""
     check_architectures(views)
     laid = lay_out(Recipe("linear", (Slice(tuple(Source(name, None, {"weight": 1.0}) for name in views)),)), views)
     check_shapes(laid, views, aligned=False)
