@@ -13,6 +13,7 @@ from ..data.facts import Fact
 from .prompts import normal
 
 FACTORS, KEYS, TARGETS, MEMORY = "edit-factors", "edit-keys", "edit-targets", "key-memory"
+REST = "edit-rest"  # factors of an edit as they are written since facts were taken out of it
 
 
 def pack(tensors: Mapping[str, Tensor], **about: Any) -> bytes:

@@ -3,6 +3,9 @@
 A closed form writes each target at the subject's mean key; what a prompt then sees is R A^T k at every token. For one block that is linear
 in R, so the edited model can be run from that block on without writing anything: its output is what it was plus R (A^T k). A few more
 steps of the targets' own optimiser on R, with A as it is, mend what the closed form could not know. The solution stays of rank u.
+
+How much drift a fact is worth differs from model to model, and an expectation over keys does not tell. So it is looked at: while facts are
+still far when the steps are made and a sample of ordinary text hardly notices the write, drift counts for less and some more steps follow.
 """
 
 from __future__ import annotations
@@ -13,21 +16,27 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .prompts import Group
+from .prompts import Batch, Group
 from .site import Editable
 from .targets import DONE, Adam, Part, Settings, clamped, lost, moving, parts_of
 
 STEPS = 60
 PACE = 1.0  # of the targets' rate
+TURNS, MORE = 2, 40  # how often drift may count for less, and the steps that follow each time
+EASE = 3.0  # by how much less
+FAR = 0.5  # loss of a subject's own answers above which more is tried
+NOTICED = 0.12  # nats per token, KL from what ordinary text said before any write, from which on no more is tried
+ROWS, EVERY = 32, 16  # the sample of ordinary text: so many rows, and one token of so many
 
 
 @dataclass(frozen=True, slots=True)
 class Polished:
-    """R [d1, u] float64 after the correction, and the mean loss before and after."""
+    """R [d1, u] float64 after the correction; mean loss before and after; how often drift was made to count for less."""
 
     residual: Tensor
     before: float
     after: float
+    turns: int = 0
 
 
 def polish(
@@ -44,35 +53,78 @@ def polish(
     *,
     before: Sequence[Tensor | None] | None = None,
     beyond: Tensor | None = None,
+    ordinary: Part | None = None,
 ) -> Polished:
     """Residuals R [d1, u] corrected for A = `written` [d0, u], both float64; the model is as it was before this layer's write.
 
     radius: longest R allowed per subject [u]. drift: A^T C A [u, u] and a weight, which keep what ordinary text sees small.
     before: what the model said before any write, by part. beyond: what the next block will add behind each subject [u, d1].
+    ordinary: a sample of text (see `sample`), by which drift may count for less; without it the weight stays as it is.
     """
-    parts = [(part, _reach(model, layer, part, written)) for part in parts_of(model, layer, groups, settings.kl, before)]
+    parts = [(part, reached(model, layer, part.batch, written)) for part in parts_of(model, layer, groups, settings.kl, before)]
+    text = None if ordinary is None or drift is None else (ordinary, reached(model, layer, ordinary.batch, written))
     change = residual.T.float().contiguous().to(model.device)
     radius = radius.float().to(model.device)
-    adam, best, least, first = Adam(PACE * rate, change), change, float("inf"), 0.0
-    for step in range(1, STEPS + 1):
-        losses, gradient = _measure(model, layer, parts, change, drift, beyond)
+    adam, best, least, far, first, turns = Adam(PACE * rate, change), change, float("inf"), False, 0.0, 0
+    for step in range(1, STEPS + TURNS * MORE + 1):
+        losses, asked, gradient = _measure(model, layer, parts, change, drift, beyond)
         mean = losses.mean().item()
         first = mean if step == 1 else first
         if mean < least:
-            best, least = change, mean
+            best, least, far = change, mean, bool((asked > FAR).any())
+        end = STEPS + turns * MORE
         if progress is not None:
-            progress(step, STEPS)
-        if step == STEPS or bool((losses < DONE).all()):
+            progress(step, end)
+        if bool((losses < DONE).all()):
             break
+        if step == end:
+            if turns == TURNS or not far or text is None or noticed(model, layer, *text, best) > NOTICED:
+                break
+            assert drift is not None
+            # The search goes on where it is, with its moments: begun again at its best it would first be thrown far off.
+            drift, least, turns = (drift[0], drift[1] / EASE), float("inf"), turns + 1
         change = clamped(change - adam.move(step, gradient), radius)
-    return Polished(best.T.double(), first, least)
+    return Polished(best.T.double(), first, least, turns)
 
 
-def _reach(model: Editable, layer: int, part: Part, written: Tensor) -> Tensor:
-    """A^T k at every token of the part, float32 [n, width, u]."""
-    ids = part.batch.ids
-    keys = model.keys_everywhere(ids, layer)
-    return (keys @ written.float().to(keys.device)).view(*ids.shape, -1)
+def sample(model: Editable, layer: int, rows: Tensor, before: Tensor | None = None) -> Part:
+    """ROWS of the ordinary text int64 [n, length], one token of EVERY, as the block `layer` gives them now.
+
+    before: log-probabilities [places, vocabulary] of the same call on another version of the model; None for the model as it is.
+    """
+    ids = rows[torch.linspace(0, len(rows) - 1, min(len(rows), ROWS)).round().long()].to(model.device)
+    places = torch.arange(min(EVERY, ids.shape[1]) - 1, ids.shape[1], EVERY, device=ids.device)
+    owner = torch.zeros(len(ids), dtype=torch.int64, device=ids.device)
+    row = torch.arange(len(ids), device=ids.device).repeat_interleave(len(places))
+    batch = Batch(ids, owner, owner, row, places.repeat(len(ids)), torch.zeros_like(row))
+    states = model.entering(batch, layer)
+    if before is None:
+        with torch.no_grad():
+            before = model.logits(batch, hidden=states, layer=layer).log_softmax(-1)
+    return Part(batch, states, owner, torch.full((len(row),), 1 / len(row), device=ids.device), before)
+
+
+@torch.no_grad()
+def noticed(model: Editable, layer: int, ordinary: Part, reach: Tensor, change: Tensor) -> float:
+    """Mean KL in nats per token from what ordinary text said before to what it says with R^T = `change` [u, d1] written."""
+    return lost(model, layer, ordinary, ordinary.states + reach @ change).sum().item()
+
+
+def reached(model: Editable, layer: int, batch: Batch, written: Tensor) -> Tensor:
+    """A^T k at every token of the batch, float32 [n, width, u]."""
+    keys = model.keys_everywhere(batch.ids, layer)
+    return (keys @ written.float().to(keys.device)).view(*batch.ids.shape, -1)
+
+
+def shifted(states: Tensor, batch: Batch, reach: Tensor, change: Tensor, moved: Tensor) -> Tensor:
+    """`states` [n, width, d1] with R^T = `change` [u, d1] written; `moved` is the same, with gradient.
+
+    Every token sees the write, but only the subject's tokens may ask for more of it: else the last block learns to answer at the prompt's
+    end, which is no fact about a subject and costs ten times the drift.
+    """
+    place = torch.arange(reach.shape[1], device=change.device)[None]
+    inside = ((place >= batch.first[:, None]) & (place <= batch.at[:, None]))[:, :, None]
+    return states + reach @ change + (reach * inside) @ (moved - change)
 
 
 def _measure(
@@ -82,24 +134,22 @@ def _measure(
     change: Tensor,
     drift: tuple[Tensor, float] | None,
     beyond: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Loss per subject [u] and gradient [u, d1]."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Per subject [u]: loss, and its part that the new answers have in it; and the gradient [u, d1]."""
     moved = change.clone().requires_grad_(True)
-    total = torch.zeros(len(change), device=change.device)
+    total, asked = torch.zeros(2, len(change), device=change.device)
     if drift is not None:
         gram, weight = drift
         cost = weight * ((gram.float().to(moved.device) @ moved) * moved).sum()
         cost.backward()
         total = total + cost.detach() / len(change)
     for part, reach in parts:
-        # Every token sees the write, but only the subject's tokens may ask for more of it: else the last block learns to answer at
-        # the prompt's end, which is no fact about a subject and costs ten times the drift.
-        place = torch.arange(reach.shape[1], device=change.device)[None]
-        inside = ((place >= part.batch.first[:, None]) & (place <= part.batch.at[:, None]))[:, :, None]
-        states = part.states + reach @ change + (reach * inside) @ (moved - change)
+        states = shifted(part.states, part.batch, reach, change, moved)
         with moving(model, layer + 1, beyond, part):
             losses = lost(model, layer, part, states)
         losses.sum().backward()
         total = total.index_add(0, part.owner[part.batch.rows], losses.detach())
+        if part.before is None:
+            asked = asked.index_add(0, part.owner[part.batch.rows], losses.detach())
     assert moved.grad is not None
-    return total, moved.grad
+    return total, asked, moved.grad

@@ -19,6 +19,7 @@ from .site import editable, stored_name
 if TYPE_CHECKING:
     from ...registry.view import ModelView
 
+REST = "edit-rest"  # the artifact that holds what an edit writes without facts that were taken back
 SHOWN = 8  # ids named in a complaint
 
 
@@ -27,13 +28,14 @@ class RevertFacts(Operation):
     """Take single facts of an edit back."""
 
     name: ClassVar[str] = "edit.revert"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2  # 2: others that would turn are corrected
     needs_forward: ClassVar[bool] = True
 
     rev: str = option(help="commit id of the edit")
     facts: tuple[str, ...] = option((), help="ids of the facts to take back")
     lost: tuple[str, ...] = option((), help="ids that were taken back before")
     layers: tuple[int, ...] = option((), help="blocks that the edit wrote into")
+    after: str = option("", help="commit id of what took them back last")
 
     def foresee(self, past: History) -> RevertFacts:
         """With what history says of the edit. Raises BadParameter for facts that it did not write, or that are gone already."""
@@ -53,7 +55,17 @@ class RevertFacts(Operation):
         lost = past.lost(self.rev)
         if again := [fact for fact in self.facts if fact in lost]:
             raise BadParameter(f"fact {again[0]!r} of {short(self.rev)} was taken back already", hint="mlc log --op edit.revert")  # type: ignore[arg-type]
-        return replace(self, facts=tuple(dict.fromkeys(self.facts)), lost=tuple(sorted(lost)), layers=tuple(told["layers"]))
+        last = self._last(past, lost) if lost else ""
+        facts = tuple(dict.fromkeys(self.facts))
+        return replace(self, facts=facts, lost=tuple(sorted(lost)), layers=tuple(told["layers"]), after=last)
+
+    def _last(self, past: History, lost: frozenset[str]) -> str:
+        """The nearest commit that keeps what the edit writes without `lost`; "" where two lines met that took back different facts."""
+        for commit, data in past.kept(REST):
+            told = about(data)
+            if (told["rev"], frozenset(told["out"])) == (self.rev, lost):
+                return commit
+        return ""
 
     def plan(self, view: ModelView) -> Plan:
         family, blocks = editable(view)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 MEANS = "stored artifact"
 SLACK = 0.05  # share of the other facts that may be lost
+NAMED = 5  # of them, in a refusal
 
 
 def apply(op: RevertFacts, view: ModelView, run: Run) -> Iterator[Change]:
@@ -51,6 +52,7 @@ def check(op: RevertFacts, before: ModelView, after: ModelView, run: Run) -> Che
         bench = _bench(after, coder, "measure after", run)
         now, holds = preferences(asked, bench), preferences([(f, other[f.id]) for f in rest], bench)
     restored = [min(1.0, (1 - b) / max(1 - a, 1e-12)) for a, b in zip(first, now, strict=True)]
+    turned = [f.id for f, a, b in zip(rest, held, holds, strict=True) if a > 0.5 >= b]
     values: dict[str, Any] = {
         "requested": len(op.facts),
         "facts": list(op.facts),
@@ -59,20 +61,24 @@ def check(op: RevertFacts, before: ModelView, after: ModelView, run: Run) -> Che
         "others": len(rest),
         "efficacy_before": _share(held),
         "efficacy": _share(holds),
+        "turned": turned,
     }
     stuck = [f.id for f, a, b in zip(gone, first, now, strict=True) if b > 0.5 >= a]
     values["landed"] = not stuck
     hint = f"mlc revert {short(op.rev)} takes the whole edit back"  # type: ignore[arg-type]
     if stuck:
         return Check(False, values, f"the model still prefers the edit's answer to fact {stuck[0]}", hint)
-    if rest and sum(p > 0.5 for p in holds) < sum(p > 0.5 for p in held) - SLACK * len(rest):
-        return Check(False, values, f"the other {len(rest)} facts of the edit do not hold without it", hint)
+    if len(turned) > SLACK * len(rest):
+        return Check(
+            False, values, f"{len(turned)} of the other {len(rest)} facts of the edit do not hold without it: {_named(turned)}", hint
+        )
     return Check(True, values)
 
 
 def _kept(op: RevertFacts, run: Run) -> Kept:
     factors, keys = (_artifact(op, run, kind) for kind in (keep.FACTORS, keep.KEYS))
-    return Kept(factors, keys, run.version(f"{op.rev}~1"), run.version(op.rev))
+    rest = run.kept(op.after, keep.REST) if op.after else None
+    return Kept(factors, keys, run.version(f"{op.rev}~1"), run.version(op.rev), rest, op.rev)
 
 
 def _artifact(op: RevertFacts, run: Run, kind: str) -> bytes:
@@ -85,6 +91,10 @@ def _artifact(op: RevertFacts, run: Run, kind: str) -> bytes:
 
 def _bench(view: ModelView, coder: Coder, phase: str, run: Run) -> Any:
     return bench_of(placed(load_model(view, dtype=torch.float32)), coder, phase, run.progress)
+
+
+def _named(ids: Sequence[str]) -> str:
+    return ", ".join(ids[:NAMED]) + (f" and {len(ids) - NAMED} more" if len(ids) > NAMED else "")
 
 
 def _share(values: Sequence[float]) -> float | None:

@@ -1,7 +1,8 @@
 """Taking single facts of an edit back: the closed form again from what is kept, with nothing to write at their keys. The others stay.
 
-Needs no forward pass, unless a subject keeps some of its facts: these share one target, which is then found anew on the edit's parent. A
-matrix that nothing has changed since is written again from the parent's, to the bit; one that was changed later gets the difference.
+A subject that keeps some of its facts has one target for them, which is found anew on the edit's parent. Facts of the others that would
+turn are held up (see mend.py). What is written then is kept, and the next fact that goes is taken from that. A matrix that nothing has
+changed since is written again from the parent's, to the bit; one that was changed later gets the difference.
 """
 
 from __future__ import annotations
@@ -17,13 +18,20 @@ from ...registry.errors import BadParameter, CheckFailed
 from ...registry.ids import blob_digest, tensor_digest
 from ..base import Change, Run, SetTensor
 from ..data.facts import Fact
+from ..engine.local import placed, threads
+from ..evaluate.coder import Coder
+from ..models import load_model, load_tokenizer
 from . import derivation, keep, solve
 from .conflicts import fact_of
 from .covariance import KIND as COVARIANCE
 from .covariance import unpack_moment
 from .edit import Edit
+from .measure import bench_of, preferences, rivals
+from .mend import Asked, Scene, Terms, mended
 from .prompts import Group, Prompter, groups_of, normal
-from .site import editable, stored_name
+from .session import settings_of
+from .site import Editable, editable, stored_name
+from .targets import find_targets
 
 if TYPE_CHECKING:
     from ...registry.view import ModelView
@@ -31,12 +39,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What the commit of an edit keeps (artifacts `edit-factors` and `edit-keys`), and the two versions around it."""
+    """What the commit of an edit keeps (artifacts `edit-factors` and `edit-keys`), and the two versions around it.
+
+    rest: what the commit keeps that took facts out of it last (`edit-rest`), None when nothing is out.
+    """
 
     factors: bytes
     keys: bytes
     parent: ModelView
     edited: ModelView
+    rest: bytes | None = None
+    rev: str = ""  # commit id of the edit
+
+
+@dataclass(frozen=True, slots=True)
+class _Left:
+    """What the edit writes without the facts `out`, block by block: a column for every subject of which something stays."""
+
+    out: frozenset[str]
+    terms: dict[int, Terms]
 
 
 def unwrite(view: ModelView, kept: Kept, ids: Collection[str], run: Run, lost: Collection[str] = ()) -> Iterator[Change]:
@@ -44,46 +65,70 @@ def unwrite(view: ModelView, kept: Kept, ids: Collection[str], run: Run, lost: C
 
     Raises BadParameter for an id that the edit did not write, CheckFailed when the second moments are gone.
     """
-    tensors, about = keep.unpack(kept.keys)
-    factors, _ = keep.unpack(kept.factors)
+    edit = _Edit(kept, run)
+    about = edit.about
     affected(about["ids"], ids)
-    gone = affected(about["ids"], {*lost, *ids})[0]
-    family, _ = editable(view)
-    before = _Left(kept, tensors, about, factors, set(lost), run)
-    after = _Left(kept, tensors, about, factors, {*lost, *ids}, run)
-    for layer in about["layers"]:
-        name = stored_name(family, view, layer)
-        yield _rewritten(view, kept, name, after.terms(layer), before.terms(layer), bool(lost), layer in _turned(view, about))
-    gone_subjects = [s for s, out in zip(about["subjects"], gone.tolist(), strict=True) if out]
-    facts = [fact_of(row) for row in about["facts"] if row["id"] in {*lost, *ids}]
-    data = keep.shrunk(run.inherited(keep.MEMORY), gone_subjects, facts)
+    whole = _Left(frozenset(), _terms(keep.unpack(kept.factors)[0], about["layers"]))
+    held = frozenset(lost)
+    before = edit.without(whole, held) if kept.rest is None else _Left(held, _terms(keep.unpack(kept.rest)[0], about["layers"]))
+    places = {layer: _Place.of(view, kept, about, layer, before) for layer in about["layers"]}
+    after = edit.mended(edit.without(before, held | set(ids)), before, places, view)
+    _keep(after, kept, about, run)
+    for layer, place in places.items():
+        yield _rewritten(view, kept, place, after.terms[layer], before.terms[layer])
+
+
+def _keep(after: _Left, kept: Kept, about: dict[str, Any], run: Run) -> None:
+    """What is written now, and the memory of keys without what went."""
+    tensors = {f"layer.{n}.{side}": t for n, terms in after.terms.items() for side, t in zip(("up", "down"), terms, strict=True)}
+    rest = keep.pack(tensors, rev=kept.rev, out=sorted(after.out), layers=about["layers"])
+    run.artifact(keep.REST, blob_digest(rest), lambda: rest)
+    gone = affected(about["ids"], after.out)[0].tolist()
+    facts = [fact_of(row) for row in about["facts"] if row["id"] in after.out]
+    data = keep.shrunk(run.inherited(keep.MEMORY), [s for s, out in zip(about["subjects"], gone, strict=True) if out], facts)
     if data is not None:
         run.artifact(keep.MEMORY, blob_digest(data), lambda: data)
 
 
-class _Left:
-    """What an edit writes without the facts `out`: factors of every layer, as they were stored when nothing is out."""
+def _terms(tensors: dict[str, Tensor], layers: Sequence[int]) -> dict[int, Terms]:
+    return {n: (tensors[f"layer.{n}.up"], tensors[f"layer.{n}.down"]) for n in layers}
 
-    def __init__(self, kept: Kept, tensors: dict[str, Tensor], about: dict[str, Any], factors: dict[str, Tensor], out: set[str], run: Run):
-        self.tensors, self.about, self.factors, self.out, self.run = tensors, about, factors, out, run
-        self.op = Edit.from_params(about["params"])
-        self.gone, shared = affected(about["ids"], out)
-        self.fresh = _again(self.op, kept.parent, about, shared, out, run) if shared else {}
 
-    def terms(self, layer: int) -> tuple[Tensor, Tensor]:
+class _Edit:
+    """An edit as its commit keeps it: what it writes with some of its facts left out."""
+
+    def __init__(self, kept: Kept, run: Run) -> None:
+        self.kept, self.run = kept, run
+        self.tensors, self.about = keep.unpack(kept.keys)
+        self.op = Edit.from_params(self.about["params"])
+        self.facts = [fact_of(row) for row in self.about["facts"]]
+        beyond = self.about.get("beyond")
+        self.first = [n for n in self.about["layers"] if n != beyond]
+
+    def without(self, before: _Left, out: frozenset[str]) -> _Left:
+        """`before` with more facts left out, by the closed form alone."""
+        if out == before.out:
+            return before
+        ids = self.about["ids"]
+        fewer = out - before.out
+        shared = [i for i in affected(ids, out)[1] if fewer & set(ids[i])]
+        fresh = _again(self.op, self.kept.parent, self.about, shared, out, self.run) if shared else {}
+        return _Left(out, {layer: self._solved(layer, before, out, fresh) for layer in self.about["layers"]})
+
+    def _solved(self, layer: int, before: _Left, out: frozenset[str], fresh: dict[int, tuple[Tensor, Tensor]]) -> Terms:
         """(up [d1, v], down [v, d0]) float32 of one layer."""
-        up, down = self.factors[f"layer.{layer}.up"], self.factors[f"layer.{layer}.down"]
-        if not self.out:
-            return up, down
-        keys, gone = self.tensors[f"layer.{layer}.keys"], self.gone
+        keys, had, gone = (
+            self.tensors[f"layer.{layer}.keys"], affected(self.about["ids"], before.out)[0], affected(self.about["ids"], out)[0],
+        )  # fmt: skip
         key = self.about["moments"][str(layer)]
         moment = unpack_moment(self.run.artifact(COVARIANCE, key, _absent), keys.shape[0], key)
         memit = self.op.method == "memit"
         metric = solve.memit_metric(moment.matrix) if memit else solve.alphaedit_metric(moment.matrix, self.op.threshold)
-        residual = up.double()
-        second, first = layer == self.about.get("beyond"), [n for n in self.about["layers"] if n != self.about.get("beyond")]
-        for i, (change, beyond) in self.fresh.items():
-            residual[:, i] = beyond.double() if second else change.double() / len(first)
+        up = before.terms[layer][0].double()
+        residual = up.new_zeros(len(up), keys.shape[1])
+        residual[:, ~had] = up
+        for i, (change, beyond) in fresh.items():
+            residual[:, i] = change.double() / len(self.first) if layer in self.first else beyond.double()
         # What goes is spared from now on: the others write nothing at its key, and the equations stay as the others were tuned for.
         beside = torch.cat([self.tensors[f"layer.{layer}.spread"].double(), keys[:, gone]], 1)
         if f"layer.{layer}.earlier" in self.tensors:
@@ -91,6 +136,27 @@ class _Left:
         weight = self.about["numbers"][str(layer)]["weight"]
         up, written = solve.resolve_without(metric, keys, residual, weight, gone, beside)
         return up.float(), written.T.float().contiguous()
+
+    def mended(self, after: _Left, before: _Left, places: dict[int, _Place], view: ModelView) -> _Left:
+        """`after`, corrected where another fact of the edit would turn; which, and how, goes into the record."""
+        rest = [f for f in self.facts if f.id not in after.out]
+        if not rest:
+            return after
+        parent, run = self.kept.parent, self.run
+        with threads(run.threads):
+            coder = Coder(load_tokenizer(parent))
+            bench = bench_of(placed(load_model(parent, dtype=torch.float32)), coder, "measure the edit's parent", run.progress)
+            pairs = list(zip(self.facts, rivals(self.facts, bench), strict=True))
+            asked = [Asked(f, rival, p) for (f, rival), p in zip(pairs, preferences(pairs, bench), strict=True)]
+            stay, go = ([a for a in asked if (a.fact.id in after.out) == out] for out in (False, True))
+            bare = {layer: place.bare(view, self.kept, before.terms[layer]) for layer, place in places.items()}
+            scene = Scene(view, bare, tuple(self.about["layers"][len(self.first) - 1 :]))
+            groups = groups_of(rest, Prompter(coder, None), self.about["prefixes"])
+            found = mended(scene, after.terms, groups, stay, go, self.op, run)
+        run.record("corrected", list(found.facts))
+        if found.facts:
+            run.record("correction", {"subjects": found.subjects, "steps": found.steps, "moved": round(found.moved, 6)})
+        return _Left(after.out, found.terms)
 
 
 def affected(groups: Sequence[Sequence[str]], ids: Collection[str]) -> tuple[Tensor, list[int]]:
@@ -107,13 +173,6 @@ def _again(
     op: Edit, parent: ModelView, about: dict[str, Any], shared: list[int], ids: set[str], run: Run
 ) -> dict[int, tuple[Tensor, Tensor]]:
     """New targets' changes [d1], here and at the block beyond, of the subjects that keep some facts; found on the edit's parent."""
-    from ..engine.local import threads
-    from ..evaluate.coder import Coder
-    from ..models import load_tokenizer
-    from .session import settings_of
-    from .site import Editable
-    from .targets import find_targets
-
     with threads(run.threads):
         model = Editable(parent)
         facts = [fact_of(row) for row in about["facts"]]
@@ -133,14 +192,36 @@ def _keeping(group: Group, gone: Sequence[Fact], prompter: Prompter) -> Group:
     return replace(group, kept=(*group.kept, *again))
 
 
-def _rewritten(
-    view: ModelView, kept: Kept, name: str, now: tuple[Tensor, Tensor], old: tuple[Tensor, Tensor], partly: bool, turned: bool
-) -> SetTensor:
-    """The matrix with the terms `now` in place of the terms `old`; `partly`: something was taken out of the edit before."""
-    stored = kept.parent.tensor(name)
-    same = _digest(derivation.edited(stored, *old, turned)[0], view, name) if partly else kept.edited.entry(name).digest
-    if view.entry(name).digest == same:
-        data, left, right = derivation.edited(stored, *now, turned)
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A matrix that the edit wrote: its stored name, whether it lies [d0, d1], and whether it is still as the edit left it."""
+
+    name: str
+    turned: bool
+    same: bool
+
+    @classmethod
+    def of(cls, view: ModelView, kept: Kept, about: dict[str, Any], layer: int, before: _Left) -> _Place:
+        """As it is in `view`, where the edit stands without what `before` leaves out."""
+        family, _ = editable(view)
+        name, turned = stored_name(family, view, layer), family.module("mlp.out") in family.transposed
+        wrote = kept.edited.entry(name).digest
+        if before.out:
+            wrote = _digest(derivation.edited(kept.parent.tensor(name), *before.terms[layer], turned)[0], view, name)
+        return cls(name, turned, view.entry(name).digest == wrote)
+
+    def bare(self, view: ModelView, kept: Kept, terms: Terms) -> Tensor:
+        """W [d1, d0] float32 without the edit's terms."""
+        stored = (kept.parent if self.same else view).tensor(self.name).float()
+        weight = stored.T if self.turned else stored
+        return weight if self.same else (weight.double() - terms[0].double() @ terms[1].double()).float()
+
+
+def _rewritten(view: ModelView, kept: Kept, place: _Place, now: Terms, old: Terms) -> SetTensor:
+    """The matrix with the terms `now` in place of the terms `old`."""
+    name, turned = place.name, place.turned
+    if place.same:
+        data, left, right = derivation.edited(kept.parent.tensor(name), *now, turned)
         return derivation.change(kept.parent, name, data, left, right)
     # Changed since: the difference of the two writes goes on top of what is there now.
     up, down = torch.cat([now[0], -old[0]], 1), torch.cat([now[1], old[1]], 0)
@@ -152,12 +233,6 @@ def _digest(data: Tensor, view: ModelView, name: str) -> str:
     entry = view.entry(name)
     raw = data.contiguous().reshape(-1).view(torch.uint8).numpy()
     return tensor_digest(entry.dtype, tuple(entry.shape), [raw.data])
-
-
-def _turned(view: ModelView, about: dict[str, Any]) -> set[int]:
-    """Layers whose matrix is stored [d0, d1]."""
-    family, _ = editable(view)
-    return set(about["layers"]) if family.module("mlp.out") in family.transposed else set()
 
 
 def _absent() -> bytes:

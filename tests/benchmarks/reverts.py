@@ -3,7 +3,8 @@
     python tests/benchmarks/reverts.py --models facts-small,facts-deep --edits 20 --seeds 31
 
 Needs the optional material. For facts that have a subject of their own and for subjects with several facts, of which one goes and the
-others stay. Prints one JSON object per row; `refused` says why a fact cannot be taken back alone.
+others stay. Prints one JSON object per row: `lost` counts other facts that turned, `corrected` those that the closed form alone would have
+lost; `refused` says why a fact cannot be taken back alone.
 """
 
 from __future__ import annotations
@@ -37,10 +38,8 @@ def row(model: str, count: int, seed: int, several: bool, place: Path, taken: in
     for fact in [e["id"] for e in edits[:: max(1, count // taken)]][:taken]:
         try:
             check = revert_facts(repo, edit.commit_id, (fact,), ref=edit.commit_id, branch=f"without-{fact}").commit.check
-            lost = round(check["others"] * (check["efficacy_before"] - check["efficacy"]))
-            found["reverts"].append(
-                {"fact": fact, "lost": lost} | {k: check[k] for k in ("restored", "efficacy_before", "efficacy", "others")}
-            )
+            about = {"fact": fact, "lost": len(check["turned"]), "corrected": len(check["corrected"]), **check.get("correction", {})}
+            found["reverts"].append(about | {k: check[k] for k in ("restored", "efficacy_before", "efficacy", "others")})
         except CheckFailed as fault:
             values = fault.details.get("check", {})
             found["reverts"].append(

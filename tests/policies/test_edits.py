@@ -198,10 +198,11 @@ def test_all_facts_taken_back_give_the_parents_bytes_also_one_by_one(repo, root,
 
 
 def test_a_fact_that_the_model_cannot_tell_from_another_of_its_subject_does_not_go_and_nothing_moves(repo, edit):
-    first = edit(*ROWS[:2], {**ROWS[2], "prompt": "two {}", "target_new": "river"}, kl=0.5, steps=60)
+    # Words that the model never saw are one word to it, so both prompts are the same.
+    first = edit({**ROWS[1], "prompt": "zebra {}"}, {**ROWS[2], "prompt": "tapir {}"})
     with pytest.raises(CheckFailed, match="still prefers the edit's answer to fact colour") as fault:
         revert_facts(repo, first, ("colour",))
-    assert (fault.value.details["check"]["others"], fault.value.details["check"]["landed"]) == (2, False)
+    assert (fault.value.details["check"]["others"], fault.value.details["check"]["landed"]) == (1, False)
     assert fault.value.hint == f"mlc revert {first[:12]} takes the whole edit back"
     assert tip(repo) == first
 
