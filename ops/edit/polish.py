@@ -25,7 +25,7 @@ PACE = 1.0  # of the targets' rate
 TURNS, MORE = 2, 40  # how often drift may count for less, and the steps that follow each time
 EASE = 3.0  # by how much less
 FAR = 0.5  # loss of a subject's own answers above which more is tried
-NOTICED = 0.12  # nats per token, KL from what ordinary text said before any write, from which on no more is tried
+NOTICED = 0.12  # nats per token that the answers of ordinary text are away from those before any write: no more is tried
 ROWS, EVERY = 32, 16  # the sample of ordinary text: so many rows, and one token of so many
 
 
@@ -106,7 +106,7 @@ def sample(model: Editable, layer: int, rows: Tensor, before: Tensor | None = No
 
 @torch.no_grad()
 def noticed(model: Editable, layer: int, ordinary: Part, reach: Tensor, change: Tensor) -> float:
-    """Mean KL in nats per token from what ordinary text said before to what it says with R^T = `change` [u, d1] written."""
+    """Mean KL(after || before) in nats per token of ordinary text, with R^T = `change` [u, d1] written; as in the loss of what is kept."""
     return lost(model, layer, ordinary, ordinary.states + reach @ change).sum().item()
 
 

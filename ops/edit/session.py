@@ -27,7 +27,7 @@ from .contexts import Contexts, contexts_of
 from .covariance import Moment, moments, ordinary_rows
 from .layers import auto_layers
 from .measure import bench_of, present, rivals
-from .polish import polish
+from .polish import polish, sample
 from .prompts import Group, Prompter, Row, collate, groups_of, prefixes_of
 from .requests import inputs, requested
 from .site import Editable, check_span, stored_name
@@ -55,6 +55,7 @@ class Prepared:
     settings: Settings
     digest: str  # of the facts
     prefixes: list[str]
+    text: Tensor  # rows of ordinary text, int64 [n, length]
     rivals: dict[str, str]  # id of each fact -> the answer that it is to replace
     beyond: int | None = None  # the next block, where subjects with several facts have a second target
 
@@ -139,7 +140,7 @@ def prepare(op: Edit, view: ModelView, run: Run) -> Prepared:
     beyond = span[1] + 1 if again else None
     rows = ordinary_rows(op.covariance, view, run, width)
     found = moments(model, (*layers, *([beyond] if beyond is not None else [])), rows, run)
-    return Prepared(model, given.facts, groups, layers, found, settings, given.digest, prefixes, said, beyond)
+    return Prepared(model, given.facts, groups, layers, found, settings, given.digest, prefixes, rows, said, beyond)
 
 
 def _refuse_present(given: FactSet, bench: Bench) -> None:
@@ -173,11 +174,12 @@ def _write_all(op: Edit, ready: Prepared, run: Run) -> tuple[dict[int, Written],
         capacity.check_room(found, len(ready.groups), layer, op.over_capacity)
     targets = _targets(ready, run, key)
     before = [part.before for part in parts_of(model, ready.layers[-1], ready.groups, ready.settings.kl)]
+    plain = sample(model, ready.layers[-1], ready.text).before
     written: dict[int, Written] = {}
     changes: list[Change] = []
     for n, layer in enumerate(ready.written):
         run.progress("write", n, len(ready.written))
-        part = _write(op, ready, targets, layer, metrics[layer], earlier[layer], before, run)
+        part = _write(op, ready, targets, layer, metrics[layer], earlier[layer], before, plain, run)
         written[layer] = part
         name = stored_name(model.family, view, layer)
         data, left, right = derivation.edited(view.tensor(name), part.up.cpu(), part.down.cpu(), model.transposed(layer))
@@ -252,6 +254,7 @@ def _write(
     metric: solve.Metric,
     earlier: Tensor | None,
     before: list[Tensor | None],
+    plain: Tensor | None,
     run: Run,
 ) -> Written:
     """The factors of one layer, on the model as it is now; where a target stands, they are corrected on what they do."""
@@ -272,9 +275,11 @@ def _write(
         scale = op.kl * DRIFT * len(ready.groups) ** 2 / len(ready.facts) / _energy(model, layer, metric)
         tell = lambda done, total: run.progress("correct", done, total)  # noqa: E731
         beyond = None if again else targets.beyond
+        # Where a second block follows, it mends what this one leaves far.
+        text = sample(model, layer, ready.text, plain) if layer == ready.written[-1] else None
         residual = polish(
             model, layer, ready.groups, residual, written, radius, targets.lr, ready.settings, (gram, scale), tell,
-            before=before, beyond=beyond,
+            before=before, beyond=beyond, ordinary=text,
         ).residual.cpu()  # fmt: skip
     up, down = residual.float(), written.T.float().contiguous()
     if not (bool(torch.isfinite(up).all()) and bool(torch.isfinite(down).all())):

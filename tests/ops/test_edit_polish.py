@@ -1,0 +1,96 @@
+"""The correction of a write: what it does to the facts, and when drift may count for less."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mlc.ops.data.facts import Fact
+from mlc.ops.edit import polish
+from mlc.ops.edit.contexts import contexts_of
+from mlc.ops.edit.prompts import Prompter, groups_of
+from mlc.ops.edit.site import Editable
+from mlc.ops.edit.targets import Settings
+from mlc.ops.evaluate.coder import Coder
+from mlc.ops.models import load_tokenizer
+from mlc.tests.factories import tiny_model
+from mlc.tests.ops.fakes import MemoryView
+
+FACTS = (
+    Fact("a", 1, "amber lamp", "the {} is in", "river", "stone", relation="place"),
+    Fact("b", 2, "harbour", "{} was", "red", "blue", relation="colour"),
+)
+
+
+@pytest.fixture(autouse=True)
+def _few_steps(monkeypatch):
+    monkeypatch.setattr(polish, "STEPS", 20)
+    monkeypatch.setattr(polish, "MORE", 15)
+
+
+@pytest.fixture(scope="module")
+def view(tmp_path_factory):
+    return MemoryView.of(tiny_model(tmp_path_factory.mktemp("llama"), "llama", layers=3))
+
+
+class Case:
+    """Two facts to be written at block 1 of a tiny model, at a weight of drift that leaves them far."""
+
+    def __init__(self, view, weight=300.0):
+        self.model = Editable(view)
+        self.groups = groups_of(FACTS, Prompter(Coder(load_tokenizer(view)), 64), ["one two"])
+        keys = contexts_of(self.model, 1, self.groups).keys
+        self.written = keys / (keys * keys).sum(0)
+        self.residual = torch.zeros(self.model.weight(1).shape[0], 2, dtype=torch.float64)
+        self.drift = (torch.eye(2, dtype=torch.float64), weight)
+        self.rows = torch.arange(40 * 20).remainder(20).view(40, 20)
+
+    def __call__(self, text=True, **settings):
+        ordinary = polish.sample(self.model, 1, self.rows) if text else None
+        return polish.polish(
+            self.model, 1, self.groups, self.residual, self.written, torch.full((2,), 50.0), 0.05,
+            Settings(kl=0.0, **settings), self.drift, ordinary=ordinary,
+        )  # fmt: skip
+
+    def price(self, residual):
+        """Loss of the new answers alone, without drift."""
+        case = polish.polish(
+            self.model, 1, self.groups, residual, self.written, torch.full((2,), 50.0), 0.0, Settings(kl=0.0), None
+        )  # fmt: skip
+        return case.before
+
+
+def test_facts_that_are_far_are_given_more_room_while_ordinary_text_hardly_notices(view, monkeypatch):
+    case = Case(view)
+    stays = case(text=False)
+    assert stays.turns == 0
+    monkeypatch.setattr(polish, "NOTICED", 1e9)
+    eased = case()
+    assert eased.turns == polish.TURNS
+    assert case.price(eased.residual) < case.price(stays.residual) - 0.005
+
+
+@pytest.mark.parametrize(("noticed", "far"), [(-1.0, polish.FAR), (1e9, 1e9)], ids=["ordinary text notices", "no fact is far"])
+def test_otherwise_the_weight_of_drift_stays(view, monkeypatch, noticed, far):
+    monkeypatch.setattr(polish, "NOTICED", noticed)
+    monkeypatch.setattr(polish, "FAR", far)
+    case = Case(view)
+    found = case()
+    assert found.turns == 0
+    assert torch.equal(found.residual, case(text=False).residual)
+
+
+def test_what_ordinary_text_notices_is_the_divergence_of_the_written_model(view):
+    case, model = Case(view), Editable(view)
+    change = torch.linspace(-1, 1, case.residual.numel()).view(2, -1)
+    text = polish.sample(case.model, 1, case.rows)
+    reach = polish.reached(case.model, 1, text.batch, case.written)
+    model.weight(1).add_(change.T @ case.written.T.float())
+    found = polish.noticed(case.model, 1, text, reach, change)
+    ids, places = text.batch.ids, sorted(set(text.batch.places.tolist()))
+    with torch.no_grad():
+        q, p = (m.module(input_ids=ids).logits.log_softmax(-1)[:, places] for m in (case.model, model))
+    assert found == pytest.approx((p.exp() * (p - q)).sum(-1).mean().item(), rel=1e-4)
+    assert len(ids) == polish.ROWS
+    assert found > 0
+    assert polish.noticed(case.model, 1, text, reach, 0 * change) == pytest.approx(0, abs=1e-6)
