@@ -25,8 +25,9 @@ PACE = 1.0  # of the targets' rate
 TURNS, MORE = 2, 40  # how often drift may count for less, and the steps that follow each time
 EASE = 3.0  # by how much less
 FAR = 0.5  # loss of a subject's own answers above which more is tried
-NOTICED = 0.12  # nats per token that the answers of ordinary text are away from those before any write: no more is tried
-ROWS, EVERY = 32, 16  # the sample of ordinary text: so many rows, and one token of so many
+NOTICED = 0.07  # nats per token that the answers of ordinary text are away from those before any write: no more is tried
+ROWS = 64  # of the sample of ordinary text: what a write does to it lies in few tokens, so many are asked
+LOGITS = 1 << 22  # of the sample, held at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,14 @@ class Polished:
     before: float
     after: float
     turns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Ordinary:
+    """A sample of ordinary text: ids int64 [n, length], and what the last block gave before any write [n, length, d1]."""
+
+    ids: Tensor
+    before: Tensor
 
 
 def polish(
@@ -53,7 +62,7 @@ def polish(
     *,
     before: Sequence[Tensor | None] | None = None,
     beyond: Tensor | None = None,
-    ordinary: Part | None = None,
+    ordinary: Ordinary | None = None,
 ) -> Polished:
     """Residuals R [d1, u] corrected for A = `written` [d0, u], both float64; the model is as it was before this layer's write.
 
@@ -62,7 +71,6 @@ def polish(
     ordinary: a sample of text (see `sample`), by which drift may count for less; without it the weight stays as it is.
     """
     parts = [(part, reached(model, layer, part.batch, written)) for part in parts_of(model, layer, groups, settings.kl, before)]
-    text = None if ordinary is None or drift is None else (ordinary, reached(model, layer, ordinary.batch, written))
     change = residual.T.float().contiguous().to(model.device)
     radius = radius.float().to(model.device)
     adam, best, least, far, first, turns = Adam(PACE * rate, change), change, float("inf"), False, 0.0, 0
@@ -78,36 +86,43 @@ def polish(
         if bool((losses < DONE).all()):
             break
         if step == end:
-            if turns == TURNS or not far or text is None or noticed(model, layer, *text, best) > NOTICED:
+            if turns == TURNS or not far or drift is None or ordinary is None:
                 break
-            assert drift is not None
+            if noticed(model, layer, ordinary, written, best) > NOTICED:
+                break
             # The search goes on where it is, with its moments: begun again at its best it would first be thrown far off.
             drift, least, turns = (drift[0], drift[1] / EASE), float("inf"), turns + 1
         change = clamped(change - adam.move(step, gradient), radius)
     return Polished(best.T.double(), first, least, turns)
 
 
-def sample(model: Editable, layer: int, rows: Tensor, before: Tensor | None = None) -> Part:
-    """ROWS of the ordinary text int64 [n, length], one token of EVERY, as the block `layer` gives them now.
-
-    before: log-probabilities [places, vocabulary] of the same call on another version of the model; None for the model as it is.
-    """
+def sample(model: Editable, rows: Tensor) -> Ordinary:
+    """ROWS of the text int64 [n, length], on a model that nothing was written into."""
     ids = rows[torch.linspace(0, len(rows) - 1, min(len(rows), ROWS)).round().long()].to(model.device)
-    places = torch.arange(min(EVERY, ids.shape[1]) - 1, ids.shape[1], EVERY, device=ids.device)
-    owner = torch.zeros(len(ids), dtype=torch.int64, device=ids.device)
-    row = torch.arange(len(ids), device=ids.device).repeat_interleave(len(places))
-    batch = Batch(ids, owner, owner, row, places.repeat(len(ids)), torch.zeros_like(row))
-    states = model.entering(batch, layer)
-    if before is None:
-        with torch.no_grad():
-            before = model.logits(batch, hidden=states, layer=layer).log_softmax(-1)
-    return Part(batch, states, owner, torch.full((len(row),), 1 / len(row), device=ids.device), before)
+    return Ordinary(ids, torch.cat([model.entering(_all_of(part), model.count - 1) for part in ids.split(16)]))
 
 
 @torch.no_grad()
-def noticed(model: Editable, layer: int, ordinary: Part, reach: Tensor, change: Tensor) -> float:
-    """Mean KL(after || before) in nats per token of ordinary text, with R^T = `change` [u, d1] written; as in the loss of what is kept."""
-    return lost(model, layer, ordinary, ordinary.states + reach @ change).sum().item()
+def noticed(model: Editable, layer: int, text: Ordinary, written: Tensor, change: Tensor) -> float:
+    """Mean KL(now || before) in nats per token of the text, with R^T = `change` [u, d1] on A = `written` [d0, u] written at `layer`."""
+    total = 0.0
+    together = max(1, LOGITS // (text.ids.shape[1] * model.head.weight.shape[0]))
+    for ids, before in zip(text.ids.split(together), text.before.split(together), strict=True):
+        batch = _all_of(ids)
+        states = model.entering(batch, layer) + reached(model, layer, batch, written) @ change
+        now = model.logits(batch, hidden=states, layer=layer).log_softmax(-1)
+        then = model.logits(batch, hidden=before, layer=model.count - 1).log_softmax(-1)
+        total += (now.exp() * (now - then)).sum().item()
+    return total / text.ids.numel()
+
+
+def _all_of(ids: Tensor) -> Batch:
+    """Every token of ids int64 [n, length] is asked."""
+    rows, length = ids.shape
+    none = torch.zeros(rows, dtype=torch.int64, device=ids.device)
+    place = torch.arange(length, device=ids.device).repeat(rows)
+    row = torch.arange(rows, device=ids.device).repeat_interleave(length)
+    return Batch(ids, none, none, row, place, torch.zeros_like(row))
 
 
 def reached(model: Editable, layer: int, batch: Batch, written: Tensor) -> Tensor:

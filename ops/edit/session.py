@@ -27,7 +27,7 @@ from .contexts import Contexts, contexts_of
 from .covariance import Moment, moments, ordinary_rows
 from .layers import auto_layers
 from .measure import bench_of, present, rivals
-from .polish import polish, sample
+from .polish import Ordinary, polish, sample
 from .prompts import Group, Prompter, Row, collate, groups_of, prefixes_of
 from .requests import inputs, requested
 from .site import Editable, check_span, stored_name
@@ -174,12 +174,12 @@ def _write_all(op: Edit, ready: Prepared, run: Run) -> tuple[dict[int, Written],
         capacity.check_room(found, len(ready.groups), layer, op.over_capacity)
     targets = _targets(ready, run, key)
     before = [part.before for part in parts_of(model, ready.layers[-1], ready.groups, ready.settings.kl)]
-    plain = sample(model, ready.layers[-1], ready.text).before
+    text = sample(model, ready.text)
     written: dict[int, Written] = {}
     changes: list[Change] = []
     for n, layer in enumerate(ready.written):
         run.progress("write", n, len(ready.written))
-        part = _write(op, ready, targets, layer, metrics[layer], earlier[layer], before, plain, run)
+        part = _write(op, ready, targets, layer, metrics[layer], earlier[layer], before, text, run)
         written[layer] = part
         name = stored_name(model.family, view, layer)
         data, left, right = derivation.edited(view.tensor(name), part.up.cpu(), part.down.cpu(), model.transposed(layer))
@@ -254,7 +254,7 @@ def _write(
     metric: solve.Metric,
     earlier: Tensor | None,
     before: list[Tensor | None],
-    plain: Tensor | None,
+    text: Ordinary,
     run: Run,
 ) -> Written:
     """The factors of one layer, on the model as it is now; where a target stands, they are corrected on what they do."""
@@ -275,11 +275,10 @@ def _write(
         scale = op.kl * DRIFT * len(ready.groups) ** 2 / len(ready.facts) / _energy(model, layer, metric)
         tell = lambda done, total: run.progress("correct", done, total)  # noqa: E731
         beyond = None if again else targets.beyond
-        # Where a second block follows, it mends what this one leaves far.
-        text = sample(model, layer, ready.text, plain) if layer == ready.written[-1] else None
+        sensed = text if layer == ready.written[-1] else None  # a second block mends what the first leaves far
         residual = polish(
             model, layer, ready.groups, residual, written, radius, targets.lr, ready.settings, (gram, scale), tell,
-            before=before, beyond=beyond, ordinary=text,
+            before=before, beyond=beyond, ordinary=sensed,
         ).residual.cpu()  # fmt: skip
     up, down = residual.float(), written.T.float().contiguous()
     if not (bool(torch.isfinite(up).all()) and bool(torch.isfinite(down).all())):
