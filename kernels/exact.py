@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 WIDE = (torch.float32, torch.float64)
-CHUNK = 1 << 18  # elements of one step: as much as a processor's cache holds; no bit depends on it
+CHUNK = 1 << 17  # elements of one step: as much as a processor's cache holds; no bit depends on it
 ELECTION = 1 << 17  # the same for an election, which takes more room
 GRAIN = (1 << 15) - 64  # the same when torch has several threads: below what it hands to them, for on a busy machine they wait
 

@@ -25,6 +25,7 @@ from .repository import SNAPSHOT_DOMAIN
 if TYPE_CHECKING:
     from .delta.derived import Derived
     from .objects.layout import ObjectInfo
+    from .objects.passing import Passed, Sink
     from .objects.store import ObjectStore
     from .objects.writer import PackWriter
     from .repository import Repository
@@ -115,6 +116,17 @@ class Transaction:
         if reference is not None and reference != digest:
             self._references[digest] = reference
         return digest
+
+    def put_passing(
+        self, dtype: str, shape: Sequence[int], derived: Derived, *, reference: Digest | None = None, sink: Sink | None = None
+    ) -> Passed | None:
+        """Store a tensor that is what `derived` says and that nobody has computed; tells what it is, and how far it is from `reference`.
+
+        `sink` is given its bytes, piece by piece. None when it cannot be kept so: then it has to be computed and put. Raises BadParameter
+        for sources that do not fit, IntegrityError for a damaged one, DiskFull.
+        """
+        with fs.faults_in_words(self.repo.path):
+            return self._pack().add_passing(dtype, tuple(shape), derived, self.places.find, reference, sink)
 
     def with_statistics(self, deltas: Sequence[TensorDelta]) -> list[TensorDelta]:
         """The records, with how far each tensor moved where that was not measured yet. `commit` does this by itself."""

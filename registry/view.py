@@ -105,6 +105,12 @@ class ModelView:
 
         return self.objects.derive(derived, {dtype_of(word): word for word in FLOATS}[dtype], shape)
 
+    def promise(self, derived: Derived, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
+        """The same for a `SetTensor` with this `derived`, on the `meta` device: storage computes it piece by piece, when it stores it."""
+        import torch
+
+        return torch.empty(shape, dtype=dtype, device="meta")
+
     # --- files -----------------------------------------------------------------------------------------------
 
     def files(self) -> tuple[FileEntry, ...]:

@@ -134,7 +134,7 @@ class Job:
             return self._taken(output, parts[0])
         if self._steady(output, parts):
             return self._taken(output, parts[0])
-        data, derived = self._again(output)
+        data, derived = self._foretold(output) or self._again(output)
         if read := self.held.get(output.name):  # storage reads what it is coded against or compared with, and nothing else
             own = [(part, x) for part, x in read if self.views[part.model].snapshot_id == self.view.snapshot_id]
             self.held[output.name] = tuple(own)
@@ -153,6 +153,21 @@ class Job:
         return tensors[index].to(torch.float32) - base.to(torch.float32)
 
     # --- one tensor ---
+
+    def _foretold(self, output: Output) -> tuple[Tensor, Derived] | None:
+        """A plain sum of stored tensors, which storage computes as it stores it: type, shape and what it is. None for anything else."""
+        _, output = self._ordered(output)
+        first = self.views[output.parts[0].model].entry(output.parts[0].tensor)
+        parts = [*output.parts, *([output.base] if output.base else [])]
+        wanted = self._wanted([torch_dtype(self.views[p.model].entry(p.tensor).dtype) for p in parts])
+        try:
+            derived = self._derived(output, None, wanted)
+        except ValueError as fault:
+            raise self._impossible(output, fault) from fault
+        return None if derived is None else (self.view.promise(derived, wanted, tuple(first.shape)), derived)
+
+    def _impossible(self, output: Output, fault: ValueError) -> CheckFailed:
+        return CheckFailed(f"{output.name} cannot be merged by {self.recipe.method}: {fault}")
 
     def _again(self, output: Output) -> tuple[Tensor, Derived | None]:
         """The tensor as a run that died had computed it, or computed now. What is made as fast as it is written is made again."""
@@ -188,13 +203,13 @@ class Job:
         )
         try:
             case = replace(case, thresholds=election(case, self.recipe.spec))
-            derived = self._derived(output, case, wanted)
+            derived = self._derived(output, case.thresholds, wanted)
             if derived is None:
                 data = merge_tensor(self.recipe.spec, case).to(wanted)
             else:  # as storage does: it will not have to try it
                 data = self.view.derive(derived, wanted, tuple(tensors[0].shape))
         except ValueError as fault:
-            raise CheckFailed(f"{output.name} cannot be merged by {self.recipe.method}: {fault}") from fault
+            raise self._impossible(output, fault) from fault
         self._check_finite(output.name, data, (*tensors, *([base] if base is not None else [])))
         return data, derived
 
@@ -267,7 +282,7 @@ class Job:
             found.append(CopyTensor(name, part.tensor) if own else SetTensor(name, self.views[part.model].tensor(part.tensor)))
         return found
 
-    def _derived(self, output: Output, case: Case, wanted: torch.dtype) -> Derived | None:
+    def _derived(self, output: Output, thresholds: tuple[Threshold, ...] | None, wanted: torch.dtype) -> Derived | None:
         """The recipe by which storage can repeat this tensor to the bit: for plain sums, and for plain elections."""
         method = self.recipe.spec
         parts = [*([output.base] if output.base else []), *output.parts]
@@ -275,7 +290,7 @@ class Job:
         plain = method.formula == "linear" or (method.formula == "task" and method.trim is None and not method.vote)
         apart = any(self.views[p.model].adapter for p in parts)  # what an adapter's tensor is after its merge is stored nowhere
         apart |= self.vocabulary is not None and per_token(self.views, parts[0])
-        elected = case.thresholds if method.vote else None
+        elected = thresholds if method.vote else None
         if self.native or not (plain or elected) or apart or not words <= set(DERIVABLE) or wanted == torch.float64:
             return None
         sources, weights = tuple(map(self._digest, parts)), [p["weight"] for p in output.each]

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import CorruptRecord
 from .buffers import bits, borrow
 from .crew import each, join_planes, split_planes
-from .entropy import Chunks, decode_section, encode_section, section_size
+from .entropy import Chunks, decode_section, encode_section, section_end
 
 T = TypeVar("T")
 SEGMENT = 1 << 19  # elements; part of the formats of planes and dense: never change it
@@ -53,12 +53,11 @@ def encode_planes(target: Tensor, row: int = 1) -> Chunks:
 
 def decode_planes(data: memoryview, count: int, row: int, wanted: slice, out: Tensor) -> None:
     """Elements `wanted` of the block of `count` elements that `encode_planes` coded, into `out`."""
-    work = []
+    work, end, streams = [], 0, out.element_size()
     for part in segments(count, row):
-        length = section_size(data, out.element_size())
-        work.append((part, data[:length]))
-        data = data[length:]
-    if len(data):
+        start, end = end, section_end(data, streams, end)
+        work.append((part, data[start:end]))
+    if len(data) > end:
         raise CorruptRecord("a block of planes is longer than it says")
     fill(out, wanted, work, lambda part, body, room: _decode_segment(body, room))
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -23,6 +24,7 @@ A = TypeVar("A")
 B = TypeVar("B")
 GRAIN = (1 << 15) - 64  # elements: just below what torch hands to its threads
 LONG = 1 << 18  # elements of a piece when torch has one thread anyway
+PAIR = 1 << 18  # the same for two planes of sixteen bits
 MOST = 4  # threads of ours
 
 _WORKER = threading.local()
@@ -38,6 +40,24 @@ def each(function: Callable[[A], B], items: Iterable[A]) -> list[B]:
     if len(work) < 2 or _processors() < 2 or getattr(_WORKER, "busy", False):
         return [function(item) for item in work]
     return list(_pool().map(function, work))
+
+
+def in_order(function: Callable[[A], B], items: Sequence[A]) -> Iterator[B]:
+    """As `each`, but one result after the other, and no more of them in memory than are computed at a time."""
+    if len(items) < 2 or _processors() < 2 or getattr(_WORKER, "busy", False):
+        yield from map(function, items)
+        return
+    waiting: deque[Future[B]] = deque()
+    try:
+        for item in items:
+            waiting.append(_pool().submit(function, item))
+            if len(waiting) > min(MOST, _processors()):
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
 
 
 def _pool() -> ThreadPoolExecutor:
@@ -88,9 +108,9 @@ def one_thread() -> Iterator[None]:
                 torch.set_num_threads(_before)
 
 
-def pieces(count: int) -> Iterator[slice]:
-    """Slices of a vector that are short enough for one thread."""
-    step = GRAIN if torch.get_num_threads() > 1 else LONG
+def pieces(count: int, long: int = LONG) -> Iterator[slice]:
+    """Slices of a vector that are short enough for one thread; `long` where torch has only one."""
+    step = GRAIN if torch.get_num_threads() > 1 else long
     return (slice(start, min(start + step, count)) for start in range(0, count, step))
 
 
@@ -119,8 +139,10 @@ def split_planes(x: Tensor) -> Tensor:
 def join_planes(coded: Sequence[Tensor], out: Tensor) -> None:
     """`kernels.planes.join_planes`, piece by piece, into `out` `[n]`, from as many vectors as there are planes."""
     if len(coded) == 2 and out.dtype in planes.ORDERED:
-        for part in pieces(len(out)):
-            planes.join_pair(coded[0][part], coded[1][part], out[part])
+        low, high = coded
+        room = torch.empty(min(PAIR, len(out)), dtype=torch.int16)
+        for part in pieces(len(out), PAIR):
+            planes.join_pair(low[part], high[part], out[part], room)
         return
     for part in pieces(len(out)):
         out[part] = planes.join_planes(torch.stack([plane[part] for plane in coded]), out.dtype)

@@ -28,6 +28,7 @@ from .recipes import Head, Recipe, read_cuts, read_parts, write_cuts, write_head
 
 SEGMENTS = 8  # segments evaluated at a time: of few megabytes, and cut where the segments of the sources are
 ALONE = (RAW, CONSTANT, PLANES)  # codecs of factors
+AT_ONCE = 4  # segments of a piece that passes through the processor's cache
 SMALLEST = 32  # bytes of a tensor below which nothing is gained
 
 ReadSource = Callable[[int, slice], Buffer]  # (number of the source, elements) -> its bytes
@@ -124,6 +125,17 @@ def _steps(formula: Formula, wanted: slice) -> Iterator[slice]:
         start += size // item
 
 
+def cut(word: str, shape: Sequence[int]) -> list[slice]:
+    """A tensor's elements in pieces of a few megabytes, cut where tensors of its type and shape are cut when they are stored."""
+    item, start, found = item_size(word), 0, []
+    for size in block_sizes(word, shape):
+        parts = segments(size // item, row_of(shape))
+        groups = [parts[i : i + AT_ONCE] for i in range(0, len(parts), AT_ONCE)]
+        found += [slice(start + group[0].start, start + group[-1].stop) for group in groups]
+        start += size // item
+    return found
+
+
 # --- decoding ------------------------------------------------------------------------------------------------
 
 
@@ -180,6 +192,11 @@ class Coded:
     exactly: bool  # the tensor is what the recipe says: there is no residual
 
 
+def exactly(derived: Derived, head: Head, told: bytes | None = None) -> Coded:
+    """A tensor that is what the recipe says: nothing is left. `told`: what a payload says of it beside the head (default: its cuts)."""
+    return Coded(write_head(head) + (write_cuts(derived.cuts) if told is None else told), False, True)
+
+
 def encode(
     recipe: Recipe, derived: Derived, head: Head, word: str, shape: tuple[int, ...], data: Buffer,
     sources: tuple[str, ...], read: ReadSource | None,
@@ -198,7 +215,7 @@ def encode(
     if told is None:
         return None
     if read is None:
-        return Coded(write_head(head) + told, False, True)
+        return exactly(derived, head, told)
     formula, _ = parse_formula(recipe, word, shape, sources, memoryview(told))  # what a reader will see, not what was given
     blocks = list(_residuals(formula, raw, read))
     if all(equal for equal, *_ in blocks):

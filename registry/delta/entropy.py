@@ -66,11 +66,12 @@ def _spread(data: np.ndarray, pieces: int = 4) -> np.ndarray:
     return np.concatenate([data[start : start + length] for start in starts])
 
 
-def section_size(data: memoryview, streams: int) -> int:
-    """Bytes of the section of that many streams at the start of `data`. Raises CorruptRecord when it does not fit."""
-    end = STREAM.size * streams
-    if len(data) >= end:
-        end += sum(length for _, length in STREAM.iter_unpack(data[:end]))
+def section_end(data: memoryview, streams: int, start: int) -> int:
+    """Where the section of that many streams ends that begins at `start`. Raises CorruptRecord when it does not fit."""
+    end = body = start + STREAM.size * streams
+    if len(data) >= body:
+        for at in range(start, body, STREAM.size):
+            end += STREAM.unpack_from(data, at)[1]
     if len(data) < end:
         raise CorruptRecord("a coded section is cut short")
     return end

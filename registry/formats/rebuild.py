@@ -19,7 +19,7 @@ from .names import bad_path, bad_tensor_name, clash, shown
 from .safetensors import Header, parse_header, write_header
 from .shards import ADAPTER_WEIGHTS, choose_primary, shard_maps, updated_indexes
 from .storing import Running, Spool, Storing
-from .torch_bytes import from_tensor
+from .torch_bytes import from_tensor, word_of
 
 if TYPE_CHECKING:
     import torch
@@ -105,12 +105,34 @@ class _Edit:
                 raise TypeError(f"{other} is not a change")
 
     def _set(self, name: str, tensor: torch.Tensor, base: str | None, derived: Derived | None) -> None:
+        if tensor.is_meta and derived is not None:
+            word, shape = word_of(tensor), tuple(tensor.shape)
+            if self._passes(_tensor_name(name), word, shape, base, derived):
+                return
+            tensor = self.tx.objects.derive(derived, word, shape)
         word, shape, data = from_tensor(tensor)
         entry = self.storing.put(_tensor_name(name), word, shape, data, base, derived)
         self.tensors[name] = entry
         self.home.setdefault(name, self.origin.get(base or name, self.default_home))
         if not self._running(self.home[name]).takes(entry, data):
             self.spool.keep(entry.digest, data)
+
+    def _passes(self, name: str, word: str, shape: tuple[int, ...], base: str | None, derived: Derived) -> bool:
+        """Whether a tensor that nobody has computed could be stored as its recipe; its bytes go by once, for its file's hash."""
+        home = self.home.get(name) or self.origin.get(base or name, self.default_home)
+        running = self._running(home)
+        following, place = running.expects(name, word, shape), self.spool.begin()
+        sha256 = running.sha256.copy()
+        entry = self.storing.pass_on(name, word, shape, derived, sha256.update if following else self.spool.more)
+        if entry is None:
+            return False
+        if following:
+            running.took(entry, sha256)
+        else:
+            self.spool.end(entry.digest, place)
+        self.tensors[name] = entry
+        self.home.setdefault(name, home)
+        return True
 
     def _running(self, path: str) -> Running:
         if path not in self.running:

@@ -6,14 +6,19 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ..delta.dtypes import MEASURED
+from ..errors import CheckFailed
 from ..ids import Digest
 from ..records import Snapshot, TensorDelta, TensorEntry
+from .names import shown
 
 if TYPE_CHECKING:
+    from ..delta.buffers import Buffer
     from ..delta.derived import Derived
+    from ..delta.distance import Stats
+    from ..objects.passing import Sink
     from ..transaction import Transaction
     from .safetensors import Header
 
@@ -43,12 +48,30 @@ class Storing:
         known, replaced = (entry.digest if entry else None for entry in (hint, before))
         digest = self.tx.put_tensor(dtype, tuple(shape), data, base=known, reference=replaced, derived=derived)
         entry = TensorEntry(name, dtype, tuple(shape), digest)
-        if before is None or before.digest != digest:
+        return self._entered(entry, before, self._moved(entry, before, data) if before is None or before.digest != digest else {})
+
+    def _entered(self, entry: TensorEntry, before: TensorEntry | None, moved: Stats) -> TensorEntry:
+        """Write down what became of a tensor that was stored."""
+        if before is None or before.digest != entry.digest:
             # What this transaction puts is not in the store before it is sealed: what is there already costs nothing.
-            again = digest in self._put or self.tx.repo.objects.has(digest)
-            self.deltas.append(self._delta(entry, before, data, again))
-        self._put.add(digest)
+            again = entry.digest in self._put or self.tx.repo.objects.has(entry.digest)
+            self.deltas.append(self._delta(entry, again, moved))
+        self._put.add(entry.digest)
         return entry
+
+    def pass_on(self, name: str, dtype: str, shape: Sequence[int], derived: Derived, sink: Sink | None) -> TensorEntry | None:
+        """As `put`, of a tensor that is what `derived` says and that nobody has computed: `sink` is given its bytes, piece by piece.
+
+        None when it cannot be kept so. Raises CheckFailed where it is infinite or no number, of finite tensors.
+        """
+        before = self.before.get(name)
+        measured = before is not None and (before.dtype, before.shape) == (dtype, tuple(shape)) and dtype in MEASURED
+        found = self.tx.put_passing(dtype, shape, derived, reference=before.digest if before and measured else None, sink=sink)
+        if found is None:
+            return None
+        if found.infinite:
+            raise CheckFailed(f"{shown(name)} became infinite or no number, of tensors that are finite", hint="smaller weights")
+        return self._entered(TensorEntry(name, dtype, tuple(shape), found.digest), before, found.moved or {})
 
     def copied(self, entry: TensorEntry) -> None:
         """Record that a name now holds what is stored already: no byte is read or written."""
@@ -56,14 +79,14 @@ class Storing:
             info = self.tx.info(entry.digest)
             self.deltas.append(TensorDelta(entry.name, entry.digest, entry.digest, "ref", info.raw_size, 0))
 
-    def _delta(self, entry: TensorEntry, before: TensorEntry | None, data: memoryview, again: bool) -> TensorDelta:
-        info, moved = self.tx.info(entry.digest), self._moved(entry, before, data)
+    def _delta(self, entry: TensorEntry, again: bool, moved: Stats) -> TensorDelta:
+        info, told = self.tx.info(entry.digest), cast("dict[str, Any]", moved)
         if again:
-            return TensorDelta(entry.name, entry.digest, entry.digest, "ref", len(data), 0, **moved)
+            return TensorDelta(entry.name, entry.digest, entry.digest, "ref", info.raw_size, 0, **told)
         base, rank = self.tx.coded_against(info)
-        return TensorDelta(entry.name, base, entry.digest, info.codec, len(data), info.stored_size, rank, **moved)
+        return TensorDelta(entry.name, base, entry.digest, info.codec, info.raw_size, info.stored_size, rank, **told)
 
-    def _moved(self, entry: TensorEntry, before: TensorEntry | None, data: memoryview) -> dict[str, Any]:
+    def _moved(self, entry: TensorEntry, before: TensorEntry | None, data: memoryview) -> Stats:
         """nnz, l2, rel_l2 and max_abs against the parent's tensor of the same name, type and shape; nothing when there is none."""
         if before is None or (before.dtype, before.shape) != (entry.dtype, entry.shape) or entry.dtype not in MEASURED:
             return {}
@@ -80,14 +103,23 @@ class Running:
         self.sha256 = hashlib.sha256(header.raw)
         self.seen: list[TensorEntry] = []
 
+    def expects(self, name: str, dtype: str, shape: tuple[int, ...]) -> bool:
+        """Whether this tensor is the next one."""
+        wanted = self.header.entries[len(self.seen)] if len(self.seen) < len(self.header.entries) else None
+        return wanted is not None and (wanted.name, wanted.dtype, wanted.shape) == (name, dtype, shape)
+
     def takes(self, entry: TensorEntry, data: memoryview) -> bool:
         """Whether this tensor is the next one; then its bytes are hashed and need not be kept."""
-        wanted = self.header.entries[len(self.seen)] if len(self.seen) < len(self.header.entries) else None
-        if wanted is None or (wanted.name, wanted.dtype, wanted.shape) != (entry.name, entry.dtype, entry.shape):
+        if not self.expects(entry.name, entry.dtype, entry.shape):
             return False
         self.sha256.update(data)
         self.seen.append(entry)
         return True
+
+    def took(self, entry: TensorEntry, sha256: Any) -> None:
+        """The next tensor went by: `sha256` was this hash, and has seen its bytes."""
+        self.sha256 = sha256
+        self.seen.append(entry)
 
 
 class Spool:
@@ -109,6 +141,18 @@ class Spool:
         if digest not in self._places:
             self._places[digest] = (self._file.seek(0, os.SEEK_END), len(data))
             self._file.write(data)
+
+    def begin(self) -> int:
+        """A tensor's bytes will come by `more`; returns what `end` is to be told."""
+        return self._file.seek(0, os.SEEK_END)
+
+    def more(self, data: Buffer) -> None:
+        """The next bytes of a tensor that was begun."""
+        self._file.write(data)
+
+    def end(self, digest: Digest, place: int) -> None:
+        """The tensor that was begun there is this one."""
+        self._places.setdefault(digest, (place, self._file.tell() - place))
 
     def read_into(self, consume: Callable[[bytes | memoryview], object], digest: Digest) -> None:
         """Hand the bytes of a new tensor, or of one that the registry had before, to `consume`."""

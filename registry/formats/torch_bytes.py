@@ -43,6 +43,11 @@ def to_tensor(dtype: str, shape: tuple[int, ...], data: bytes | bytearray | memo
     return private.view(target).reshape(shape)
 
 
+def word_of(tensor: torch.Tensor) -> str:
+    """The safetensors word of a tensor's type; "" for a type that safetensors does not have."""
+    return _WORDS.get(str(tensor.dtype).removeprefix("torch."), "")
+
+
 def from_tensor(tensor: torch.Tensor) -> tuple[str, tuple[int, ...], memoryview]:
     """(safetensors word, shape, bytes) of a tensor; the bytes are its own memory when it is contiguous on the CPU.
 
@@ -50,8 +55,8 @@ def from_tensor(tensor: torch.Tensor) -> tuple[str, tuple[int, ...], memoryview]
     """
     import torch
 
-    word = _WORDS.get(str(tensor.dtype).removeprefix("torch."))
-    if word is None or tensor.layout != torch.strided or tensor.is_meta:
+    word = word_of(tensor)
+    if not word or tensor.layout != torch.strided or tensor.is_meta:
         raise Incompatible(
             f"a {shown(tensor.dtype)} tensor of layout {tensor.layout} cannot be stored", hint="make it a dense tensor of a plain type"
         )

@@ -25,8 +25,7 @@ class Reader(Protocol):
     @property
     def shelf(self) -> Shelf: ...
 
-    @property
-    def borrowed(self) -> Borrowed: ...
+    def held(self, info: ObjectInfo, start: int, stop: int) -> memoryview | None: ...
 
     def info(self, digest: Digest) -> ObjectInfo: ...
 
@@ -53,8 +52,8 @@ def tensor_range(reader: Reader, info: ObjectInfo, start: int, stop: int, depth:
     """Raw bytes [start, stop) of a tensor, not yet verified. Raises CorruptRecord naming the object that cannot be decoded."""
     if info.kind != "tensor":
         raise CorruptRecord(f"object {info.digest} is a blob, not a tensor")
-    if (found := reader.borrowed.get(info.digest)) is not None and len(found) == info.raw_size:
-        return found.data[start:stop]
+    if (found := reader.held(info, start, stop)) is not None:
+        return found
     if depth > MAX_DEPTH_READ:
         raise CorruptRecord(f"object {info.digest} hangs on a chain of more than {MAX_DEPTH_READ} deltas", hint="mlc fsck")
     if info.codec == "derived":

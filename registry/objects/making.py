@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..delta import MAX_DEPTH
-from ..delta.dtypes import item_size
+from ..delta.dtypes import byte_size, item_size
 from ..delta.recipes import Head, Recipe, Source, parse_recipe
 from ..errors import BadParameter, HashMismatch, IntegrityError
 from ..ids import Digest, blob_digest, is_digest, tensor_digest, tensor_hasher
@@ -24,6 +24,7 @@ from .layout import ObjectInfo
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..delta.derivation import Coded
     from ..delta.derived import Derived
     from .store import ObjectStore
     from .writer import PackWriter
@@ -92,13 +93,10 @@ def make(
     """The tensor as derived, proven to decode from sources whose bytes are those of their names; None when it cannot be."""
     known = pack.witness.confirms(digest, derived)
     try:
-        if not all(is_digest(digest) and pack.has(Digest(digest)) for digest in derived.sources):
+        infos = _sources(pack, dtype, shape, derived)
+        if infos is None:
             return None
-        infos = tuple(pack.info(Digest(digest)) for digest in derived.sources)
-        if sources.unfit(derived.function, dtype, shape, infos) or not _near(pack, infos, derived):
-            return None
-        recipe, places = _recipe(pack, derived, locate)
-        stored, head = _shared(pack, recipe, places)
+        stored, head, recipe = _told(pack, derived, locate)
         reader = None if known else _Verified(pack, infos)
         from ..delta import derivation
 
@@ -108,6 +106,40 @@ def make(
         return None
     if coded is None or not (reader is None or reader.verified()):
         return None
+    return _made(pack, derived, infos, stored, recipe, coded)
+
+
+def claimed(pack: PackWriter, dtype: str, shape: tuple[int, ...], derived: Derived, locate: Locate | None) -> Made | None:
+    """What would be put of a tensor of sums, or of an election, that is exactly what `derived` says; None when it cannot be kept so.
+
+    Raises BadParameter for sources of other shapes or types, MissingObject for one that is not stored.
+    """
+    from ..delta import derivation
+
+    infos = tuple(pack.info(Digest(digest)) for digest in derived.sources)
+    if (fault := sources.unfit(derived.function, dtype, shape, infos)) is not None:
+        raise BadParameter(f"a tensor cannot be derived: {fault}")
+    if derived.factors or byte_size(dtype, shape) < derivation.SMALLEST or not _near(pack, infos, derived):
+        return None
+    stored, head, recipe = _told(pack, derived, locate)
+    return _made(pack, derived, infos, stored, recipe, derivation.exactly(derived, head))
+
+
+def _sources(pack: PackWriter, dtype: str, shape: tuple[int, ...], derived: Derived) -> tuple[ObjectInfo, ...] | None:
+    """The records of the sources; None when one is not stored, does not fit or is too far from a keyframe."""
+    if not all(is_digest(digest) and pack.has(Digest(digest)) for digest in derived.sources):
+        return None
+    infos = tuple(pack.info(Digest(digest)) for digest in derived.sources)
+    return None if sources.unfit(derived.function, dtype, shape, infos) or not _near(pack, infos, derived) else infos
+
+
+def _told(pack: PackWriter, derived: Derived, locate: Locate | None) -> tuple[Recipe, Head, Recipe]:
+    """The recipe as it is stored, the head of a payload without a residual, and the recipe in the order of the function."""
+    recipe, places = _recipe(pack, derived, locate)
+    return *_shared(pack, recipe, places), recipe
+
+
+def _made(pack: PackWriter, derived: Derived, infos: tuple[ObjectInfo, ...], stored: Recipe, recipe: Recipe, coded: Coded) -> Made:
     told = stored.encode()
     again, digests, _, _ = sources.read_payload(pack, parse_recipe(told), memoryview(coded.payload))
     if (again, digests) != (recipe, tuple(derived.sources)):

@@ -85,13 +85,18 @@ class ObjectStore:
         info = self.info(digest)
         data = chain.tensor_range(self, info, 0, info.raw_size)
         if tensor_digest(info.dtype, info.shape, [data]) != digest:
-            raise self._mismatch(info)
+            raise self.mismatch(info)
         return data.toreadonly()
 
     def glimpse(self, digest: Digest) -> memoryview:
         """A tensor's bytes to be measured: `tensor_bytes`, or those that somebody holds and that were verified when they were lent."""
         held = self.borrowed.get(digest)
         return self.tensor_bytes(digest) if held is None else held.data
+
+    def held(self, info: ObjectInfo, start: int, stop: int) -> memoryview | None:
+        """Raw bytes [start, stop) of a tensor that somebody holds in memory; else None."""
+        found = self.borrowed.get(info.digest)
+        return found.data[start:stop] if found is not None and len(found) == info.raw_size else None
 
     def lent(self, digest: Digest) -> np.ndarray:
         """A tensor's bytes as `tensor_bytes` gives them, uint8 `[n]`, in memory that is shared by all who ask: never to be written into.
@@ -119,7 +124,7 @@ class ObjectStore:
         """A range of a tensor's bytes, *not verified* (a digest covers the whole): for readers that verify the whole themselves."""
         return chain.tensor_range(self, self.info(digest), start, stop)
 
-    def _mismatch(self, info: ObjectInfo) -> HashMismatch:
+    def mismatch(self, info: ObjectInfo) -> HashMismatch:
         """Name the object of the chain whose stored bytes are damaged."""
         for link in self.chain(info.digest):
             if not self.sound(link):

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ..delta.derived import Derived
     from ..delta.recipes import Recipe
     from .making import Locate, Made, Witness
+    from .passing import Passed, Sink
     from .store import ObjectStore
 
 CODEC_NAMES = {code: name for name, code in CODECS.items()}
@@ -91,6 +92,37 @@ class PackWriter:
         place = _place(origin)
         return self._put(digest, "tensor", dtype, shape, len(view), coded.chunks, CODEC_NAMES[coded.codec], place, coded.blocked)
 
+    def add_passing(
+        self,
+        dtype: str,
+        shape: tuple[int, ...],
+        derived: Derived,
+        locate: Locate,
+        reference: Digest | None = None,
+        sink: Sink | None = None,
+    ) -> Passed | None:
+        """Store a tensor that is what `derived` says and that nobody has computed yet; tells what it is. `sink` is given its bytes.
+
+        `reference`: the tensor that it is measured against. None, and nothing is stored, when it cannot be kept so: it is of one value, of
+        a few bytes, or too far from a keyframe. Raises IntegrityError for a damaged source.
+        """
+        from .making import claimed
+        from .passing import passed
+
+        known = self.info(reference) if reference is not None else None
+        if known is not None and (known.kind, known.dtype, known.shape) != ("tensor", dtype, shape):
+            known = None
+        made = claimed(self, dtype, shape, derived, locate)
+        try:
+            found = passed(self, derived, dtype, shape, known, sink) if made is not None else None
+        except HashMismatch as fault:
+            raise self._store.mismatch(self._store.info(Digest(fault.details["damaged"]))) from None
+        if made is None or found is None or found.constant:
+            return None
+        if not self.has(found.digest):
+            self._put_derived(found.digest, dtype, shape, byte_size(dtype, shape), made)
+        return found
+
     def _put_derived(self, digest: Digest, dtype: str, shape: tuple[int, ...], raw_size: int, made: Made) -> ObjectInfo:
         place = self.add_blob(made.recipe), made.depth, made.path_size
         return self._put(digest, "tensor", dtype, shape, raw_size, [made.payload], sources.DERIVED, place, made.blocked)
@@ -110,10 +142,9 @@ class PackWriter:
         """Recipes and tables that were read."""
         return self._store.shelf
 
-    @property
-    def borrowed(self) -> chain.Borrowed:
-        """Tensors that somebody holds in memory."""
-        return self._store.borrowed
+    def held(self, info: ObjectInfo, start: int, stop: int) -> memoryview | None:
+        """Bytes of a tensor that somebody holds in memory."""
+        return self._store.held(info, start, stop)
 
     @property
     def witness(self) -> Witness:

@@ -110,6 +110,8 @@ class MemoryView:
     def derive(self, derived: Derived, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
         return derive(derived, lambda digest, rows: STORED[digest][rows] if shape else STORED[digest], dtype, shape)
 
+    promise = derive  # what storage will compute, computed here
+
     def primary_names(self) -> tuple[str, ...]:
         return self.names()
 
