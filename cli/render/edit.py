@@ -45,7 +45,14 @@ def taken_back_lines(check: Mapping[str, Any], paint: Paint) -> list[str]:
     """What a selective revert measured."""
     rows = [(title, text.percent(check[key]), _before(check, key)) for key, title in BACK.items() if isinstance(check.get(key), float)]
     width = max((len(title) for title, _, _ in rows), default=0)
-    return [f"  {title:<{width}}  {value}{paint.dim(was)}" for title, value, was in rows]
+    lines = [f"  {title:<{width}}  {value}{paint.dim(was)}" for title, value, was in rows]
+    if corrected := check.get("corrected"):
+        steps = check.get("correction", {}).get("steps", 0)
+        told = f"corrected after the closed form: {text.count(len(corrected), 'fact')}, {text.count(steps, 'step')}."
+        lines.append(paint.dim(f"  {told}"))
+    if turned := check.get("turned"):
+        lines.append(f"  turned all the same: {', '.join(map(text.printable, turned))}.")
+    return lines
 
 
 def world_lines(details: Mapping[str, Any], paint: Paint) -> list[str]:

@@ -183,6 +183,7 @@ class _Correction:
             if score < least:
                 self.best, least = change, score
             if not bool((short & (self.radius[self.owner] > 0)).any()) or step == STEPS:
+                run.progress("correct", self.steps, self.steps)
                 return not bool(short.any())
             self.steps = step + 1
             run.progress("correct", self.steps, STEPS)

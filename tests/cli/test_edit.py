@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from mlc.cli.render.edit import taken_back_lines
+from mlc.cli.render.style import Paint
 from mlc.ops.data.facts import Fact
 from mlc.ops.edit.measure import bench_of, rivals
 from mlc.ops.evaluate.coder import Coder
@@ -88,6 +90,22 @@ def test_people_see_rates_costs_and_how_to_take_one_back_and_it_can_be(here):
     assert ok("revert", tip, "--fact", "two")["commit"]["snapshot"] == start
     again = run_cli("revert", tip, "--fact", "two", "--json")
     assert (again.code, again.error["kind"]) == (2, "BadParameter")
+
+
+def test_what_was_corrected_and_what_turned_all_the_same_is_said():
+    check = {
+        "restored": 0.97,
+        "efficacy": 0.9,
+        "efficacy_before": 0.95,
+        "corrected": ["17", "20"],
+        "correction": {"steps": 3},
+        "turned": ["20"],
+    }
+    assert taken_back_lines(check, Paint(False))[2:] == [
+        "  corrected after the closed form: 2 facts, 3 steps.",
+        "  turned all the same: 20.",
+    ]
+    assert len(taken_back_lines({**check, "corrected": [], "turned": []}, Paint(False))) == 2
 
 
 REFUSED = {

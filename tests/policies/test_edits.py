@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from mlc.ops.edit import solve
 from mlc.ops.edit.edit import Edit
+from mlc.ops.edit.revert import RevertFacts
 from mlc.ops.edit.unedit import affected
 from mlc.policies import lifecycle
 from mlc.policies.facts import Facts
@@ -241,6 +243,91 @@ def test_a_rollback_after_it_is_exact_and_a_replay_reaches_the_same(repo, edit):
     back = lifecycle.rollback(repo, first).commit
     assert back.snapshot == repo.commit(first).snapshot
     assert Past(repo, tip(repo)).lost(first) == frozenset()
+
+
+# --- others that would turn --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def weak(monkeypatch):
+    """A closed form that gives the facts that stay too little, until it is told to be itself again."""
+    solved = solve.resolve_without
+
+    def less(*asked):
+        up, down = solved(*asked)
+        return 0.3 * up, down
+
+    monkeypatch.setattr(solve, "resolve_without", less)
+    return lambda: monkeypatch.setattr(solve, "resolve_without", solved)
+
+
+def test_a_corrected_revert_says_so_keeps_what_it_wrote_and_a_replay_reaches_the_same(repo, edit, weak):
+    first = edit(ROWS[0], ROWS[1], ROWS[3])
+    done = revert_facts(repo, first, ("lamp",)).commit_id
+    check = repo.commit(done).check
+    assert check["corrected"]
+    assert check["turned"] == []
+    assert check["efficacy"] == check["efficacy_before"] == 1.0
+    assert check["correction"]["steps"] > 0
+    assert "edit-rest" in kinds(repo, done)
+    assert lifecycle.replay(repo, done)[1]
+
+
+def test_others_that_turn_are_named_and_nothing_moves(repo, edit, weak, monkeypatch):
+    first = edit(ROWS[0], ROWS[1], ROWS[3])
+    monkeypatch.setattr("mlc.ops.edit.mend.PACE", 0.0)
+    with pytest.raises(CheckFailed, match="of the other 2 facts of the edit do not hold without it: ") as fault:
+        revert_facts(repo, first, ("lamp",))
+    check = fault.value.details["check"]
+    assert check["turned"]
+    assert check["turned"] == check["corrected"]  # tried, in vain
+    assert tip(repo) == first
+
+
+def test_the_next_fact_goes_from_what_the_last_revert_wrote(repo, root, edit, weak):
+    first = edit(ROWS[0], ROWS[1], ROWS[3])
+    one = revert_facts(repo, first, ("lamp",)).commit_id
+    weak()
+    two = revert_facts(repo, first, ("two",))
+    assert (two.commit.op.params["lost"], two.commit.op.params["after"]) == (("lamp",), one)
+    assert two.commit.check["turned"] == []
+    alone = weights(repo, two.commit_id) - weights(repo, root)
+    assert torch.linalg.matrix_rank(alone.double(), rtol=1e-4) == 1
+    assert lifecycle.replay(repo, two.commit_id)[1]
+    last = revert_facts(repo, first, ("stone",)).commit
+    assert last.op.params["after"] == two.commit_id
+    assert last.snapshot == repo.commit(root).snapshot
+
+
+def test_under_a_later_edit_the_others_of_the_first_hold_and_it_stays(repo, edit, weak):
+    first = edit(ROWS[0], ROWS[1])
+    second = edit(ROWS[3])
+    done = revert_facts(repo, first, ("lamp",))
+    assert "stone" in done.commit.check["corrected"]
+    assert done.commit.check["efficacy"] == 1.0
+    assert Past(repo, tip(repo)).lost(second) == frozenset()
+    assert lifecycle.replay(repo, done.commit_id)[1]
+    weak()
+    assert revert_facts(repo, first, ("stone",)).commit.op.params["after"] == done.commit_id
+
+
+def test_where_two_lines_met_that_took_back_different_facts_neither_is_what_is_written(repo, edit):
+    first = edit(ROWS[0], ROWS[1], ROWS[3])
+    one = revert_facts(repo, first, ("lamp",), ref=first, branch="one").commit_id
+    revert_facts(repo, first, ("two",), ref=first, branch="other")
+    behind = Past(repo, one)
+    asked = RevertFacts(rev=first, facts=("stone",))
+    assert asked.foresee(behind).after == one
+
+    class Met:
+        """Behind a merge of both."""
+
+        kept = staticmethod(behind.kept)
+
+        def lost(self, _):
+            return frozenset({"lamp", "two"})
+
+    assert asked.foresee(Met()).after == ""
 
 
 @pytest.mark.parametrize(
