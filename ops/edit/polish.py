@@ -25,7 +25,7 @@ PACE = 1.0  # of the targets' rate
 TURNS, MORE = 2, 40  # how often drift may count for less, and the steps that follow each time
 EASE = 3.0  # by how much less
 FAR = 0.5  # loss of a subject's own answers above which more is tried
-NOTICED = 0.07  # nats per token that the answers of ordinary text are away from those before any write: no more is tried
+NOTICED = 0.09  # nats per token that the answers of ordinary text are away from those before any write: no more is tried
 ROWS = 64  # of the sample of ordinary text: what a write does to it lies in few tokens, so many are asked
 LOGITS = 1 << 22  # of the sample, held at once
 
