@@ -171,20 +171,21 @@ class _Correction:
         self.steps = 0
 
     def run(self, run: Run) -> bool:
-        """Move until all is well; whether it is. The best place is kept: fewest facts on the wrong side, then least missing."""
-        change, adam, least = self.best, Adam(PACE * self.rate, self.best), (len(self.owner) + 1, float("inf"))
+        """Move until all is well; whether it is. Else the best place is kept: fewest facts on the wrong side, then fewest short."""
+        change, adam, least = self.best, Adam(PACE * self.rate, self.best), (len(self.owner) + 1, 0, 0.0)
         for step in range(STEPS + 1):
             odds, gradient = self._measure(change)
             if not step:
                 self.aim = torch.where(self.sign > 0, torch.maximum(self.aim, odds.clamp_max(AS_IT_WAS)), self.aim)
             self.moving = self._moved(odds)
             short = odds <= torch.where(self.moving[self.owner], self.enough, self.floor)
-            score = (int((odds <= 0).sum()), (self.aim - odds).clamp_min(0).sum().item())
-            if score < least:
+            done = not bool(short.any())
+            score = (int((odds <= 0).sum()), int(short.sum()), (self.aim - odds).clamp_min(0).sum().item())
+            if done or score < least:
                 self.best, least = change, score
             if not bool((short & (self.radius[self.owner] > 0)).any()) or step == STEPS:
                 run.progress("correct", self.steps, self.steps)
-                return not bool(short.any())
+                return done
             self.steps = step + 1
             run.progress("correct", self.steps, STEPS)
             change = clamped(change - adam.move(step + 1, gradient * self.moving[:, None]) * self.moving[:, None], self.radius)

@@ -219,3 +219,17 @@ def test_what_is_restored_is_relative_to_the_parent():
     assert asked.restored(0.2) == asked.restored(0.1) == 1.0
     assert asked.restored(0.6) == pytest.approx(0.5)
     assert 1 / (1 + torch.tensor(-asked.gone(0.5)).exp().item()) == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize("reached", [True, False])
+def test_where_all_is_well_is_where_it_stays_though_another_fact_is_less_sure_than_it_was(monkeypatch, reached):
+    work = object.__new__(mend._Correction)
+    work.best, work.rate, work.steps = torch.zeros(1, 2), 1.0, 0
+    work.owner, work.moving, work.radius = torch.tensor([0, 0]), torch.zeros(1, dtype=torch.bool), torch.tensor([9.0])
+    work.sign, work.floor, work.enough, work.aim = torch.tensor([[1.0, 0.02, 0.2, 0.25], [-1.0, 2.9, 3.2, 3.5]]).T
+    told = [torch.tensor([3.0, 2.8]), *[torch.tensor([1.0, 3.3 if reached else 2.85])] * mend.STEPS]
+    monkeypatch.setattr(work, "_measure", lambda _: (told[work.steps], torch.ones(1, 2)))
+    run = MemoryRun()
+    assert work.run(run) is reached
+    assert bool(work.best.any()) is reached  # of two places that are both short the surer one is kept
+    assert run.steps[-1] == ("correct", work.steps, work.steps, {})
