@@ -138,8 +138,14 @@ class FileEntry(Record):
     tensors: tuple[str, ...] = ()
 
 
+class _Named(Record):
+    """A record that remembers its id: encoding a snapshot takes milliseconds, and it is asked for its name again and again."""
+
+    __slots__ = ("_name",)
+
+
 @dataclass(frozen=True, slots=True)
-class Snapshot(Record):
+class Snapshot(_Named):
     """The full set of named tensors and files at one moment. An adapter snapshot names the one it sits on."""
 
     tensors: tuple[TensorEntry, ...]  # sorted by name
@@ -150,7 +156,11 @@ class Snapshot(Record):
     @property
     def id(self) -> SnapshotId:
         """Content id: equal tensors and files give equal ids, whatever their storage."""
-        return SnapshotId(record_digest("mlc.snapshot.v1", self.encode()))
+        name: SnapshotId | None = getattr(self, "_name", None)
+        if name is None:
+            name = SnapshotId(record_digest("mlc.snapshot.v1", self.encode()))
+            object.__setattr__(self, "_name", name)
+        return name
 
 
 # --- commits ---------------------------------------------------------------------------------------------

@@ -24,6 +24,8 @@ from .midx import MultiIndex, build
 T = TypeVar("T")
 KEEP_OPEN = 96  # mapped packs and loaded indexes, each
 LARGE = 1 << 18  # bytes of a payload that is let go of after it was read
+SMALL = 4 << 20  # bytes of smaller payloads after which all are let go of
+AROUND = 1 << 16  # bytes that the system maps around what is asked for
 UNCOVERED = 64  # packs outside the multi-pack index before it is written anew
 TICK_NS = 20_000_000  # a directory changed this recently may change again within one tick of its file system's clock
 COARSE_NS = 2_000_000_000  # the same where that clock counts whole seconds
@@ -36,6 +38,7 @@ class PackSet:
         self.directory = directory
         self._lock = threading.RLock()
         self._stamp: int | None = None  # mtime of the listing, None when it must be taken again
+        self._small = 0  # bytes of small payloads that were read and are mapped still
         self._files: set[str] = set()  # everything in the listing
         self._names: set[str] = set()  # ids of the packs in it
         self._bad: dict[str, frozenset[str]] = {}  # pack -> digests in quarantine
@@ -206,9 +209,18 @@ class PackSet:
 
     def release(self, info: ObjectInfo) -> None:
         """A payload was read, and will not be soon again: its pages stay in the system's cache, but no longer count as this process's."""
-        if info.stored_size >= LARGE and hasattr(mmap, "MADV_DONTNEED"):
+        if not hasattr(mmap, "MADV_DONTNEED"):
+            return
+        if info.stored_size >= LARGE:
             start = info.offset // mmap.PAGESIZE * mmap.PAGESIZE
             self.mapped(info.pack).madvise(mmap.MADV_DONTNEED, start, info.offset + info.stored_size - start)
+            return
+        with self._lock:  # small ones are let go of together: each by itself would take with it what the system read ahead of the next
+            self._small += info.stored_size + AROUND
+            if self._small >= SMALL:
+                self._small = 0
+                for pack in self._maps.values():
+                    pack.madvise(mmap.MADV_DONTNEED)
 
     def quarantine(self, info: ObjectInfo) -> None:
         """From now on this copy of the object counts as missing; its bytes stay in the pack as evidence."""

@@ -121,8 +121,12 @@ def _read(reader: chain.Reader, info: ObjectInfo, part: slice) -> np.ndarray:
 
     item = item_size(info.dtype)
     data = np.frombuffer(chain.tensor_range(reader, info, part.start * item, part.stop * item), np.uint8)
-    mapped = info.codec == "raw" and not info.blocked  # private memory: what is verified is what is used
-    return data.copy() if mapped else data
+    if info.codec != "raw" or info.blocked:
+        return data
+    private = data.copy()  # what is verified is what is used
+    if part.stop * item == info.raw_size:
+        reader.release(info)
+    return private
 
 
 def _infinite(out: Tensor, xs: Sequence[Tensor]) -> bool:

@@ -300,3 +300,37 @@ def test_a_failing_disk_leaves_no_visible_pack(tmp_path: Path):
         assert ObjectStore(tmp_path / "objects").packs() == []
     commit()
     assert len(ObjectStore(tmp_path / "objects").packs()) == 1
+
+
+def mapped_mib(folder: Path) -> float:
+    """MiB of the files of a folder that count as this process's memory."""
+    found, inside = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        words = line.split()
+        if not words[0].endswith(":"):
+            inside = words[-1].startswith(str(folder))
+        elif inside and words[0] == "Rss:":
+            found += int(words[1])
+    return found / 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="what is mapped is read from /proc")
+@pytest.mark.parametrize("side", [128, 1024])
+def test_what_was_read_does_not_stay_in_this_process_whether_payloads_are_small_or_large(tmp_path: Path, side: int):
+    store, draw, names = ObjectStore(tmp_path / "objects"), torch.Generator().manual_seed(0), []
+    (tmp_path / "objects").mkdir()
+    for _ in range(8):  # some packs, 26 MiB of payloads
+        pack = store.new_pack(tmp_path)
+        for _ in range(20 * 8 * 128 * 128 // (side * side)):
+            x = (0.02 * torch.randn(side, side, generator=draw)).bfloat16()
+            names.append(pack.add_tensor("BF16", (side, side), x.view(torch.uint8).numpy().tobytes()).digest)
+        pack.finish()
+    store = ObjectStore(tmp_path / "objects")
+    stored = sum(store.info(name).stored_size for name in names) / 2**20
+    assert stored > 20
+    peak = 0.0
+    for number, name in enumerate(names):
+        store.tensor_bytes(name)
+        if number % 10 == 0:
+            peak = max(peak, mapped_mib(tmp_path))
+    assert max(peak, mapped_mib(tmp_path)) < 9

@@ -180,3 +180,20 @@ def test_canonical_bytes_read_back_as_the_value_and_encode_to_themselves(value):
 def test_text_that_is_no_unicode_is_refused_in_words():
     with pytest.raises(BadParameter, match="not valid UTF-8"):
         canonical({"message": "broken \udcff"})
+
+
+def test_a_snapshot_that_was_named_is_what_it_was_and_its_copies_get_names_of_their_own():
+    import copy
+    import dataclasses
+    import pickle
+
+    plain = Snapshot((TensorEntry("a", "F32", (2,), Digest("0" * 64)),), ())
+    named = dataclasses.replace(plain)
+    assert named.id == plain.id == named.id
+    fresh = dataclasses.replace(plain)
+    assert fresh == named
+    assert fresh.encode() == named.encode()
+    assert hash(fresh) == hash(named)
+    assert copy.copy(named).id == pickle.loads(pickle.dumps(named)).id == named.id
+    assert dataclasses.replace(named, kind="adapter").id != named.id
+    assert Snapshot.from_json(named.to_json()) == named
