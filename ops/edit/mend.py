@@ -43,22 +43,7 @@ PACE = 0.2  # of the targets' rate: the way is short
 TOGETHER = 64  # facts asked in one pass
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """A fact, the answer that it is compared with, and how it was preferred to that on the edit's parent."""
-
-    fact: Fact
-    rival: str
-    first: float
-
-    def restored(self, preferred: float) -> float:
-        """Preference for the rival relative to what it was before the edit, at most 1."""
-        return min(1.0, (1 - preferred) / max(1 - self.first, 1e-12))
-
-    def gone(self, share: float) -> float:
-        """Log of the odds at which `share` is restored."""
-        odds = 1 / max(share * (1 - self.first), 1e-12) - 1
-        return math.log(max(odds, 1e-12))
+Asked = tuple[Fact, str]  # a fact, and the answer that it is compared with
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,18 +76,22 @@ def mended(
     model, coder = Editable(scene.view), Coder(load_tokenizer(scene.view))
 
     def preferred(asked: Sequence[Asked], phase: str) -> list[float]:
-        return preferences([(a.fact, a.rival) for a in asked], bench_of(model.module, coder, phase, run.progress))
+        return preferences(asked, bench_of(model.module, coder, phase, run.progress))
 
-    held = [a for a, p in zip(stay, preferred(stay, "measure the others"), strict=True) if p > 0.5]
+    held = [pair for pair, p in zip(stay, preferred(stay, "measure the edit"), strict=True) if p > 0.5]
+    _put(model, scene.bare, {})
+    free = preferred(go, "measure without it")
     _put(model, scene.bare, now)
-    found = preferred([*held, *go], "measure the others without")
-    short = [a.fact.id for a, p in zip(held, found[: len(held)], strict=True) if p <= 0.5]
-    short += [a.fact.id for a, p in zip(go, found[len(held) :], strict=True) if a.restored(p) < GOES[0]]
+    found = preferred([*held, *go], "measure what stays")
+    # What a later edit wrote again cannot go with this one, and is not to.
+    gone = [(pair, a, b) for pair, a, b in zip(go, free, found[len(held) :], strict=True) if a <= 0.5]
+    short = [f.id for (f, _), p in zip(held, found[: len(held)], strict=True) if p <= 0.5]
+    short += [f.id for (f, _), a, b in gone if restored(a, b) < GOES[0]]
     if not short:
         return Mended(now)
-    wishes = [_Wish(a, 1.0, *STAYS) for a in held] + [_Wish(a, -1.0, *(-a.gone(share) for share in GOES)) for a in go]
+    wishes = [_Wish(pair, 1.0, *STAYS) for pair in held] + [_Wish(pair, -1.0, *(-_odds(a, share) for share in GOES)) for pair, a, _ in gone]
     # A rival of special signs alone leaves no token to be asked for.
-    wishes = [w for w in wishes if coder.split([(w.asked.fact.question, w.asked.rival)])[0][1]]
+    wishes = [w for w in wishes if coder.split([(w.asked[0].question, w.asked[1])])[0][1]]
     prompter, given, subjects, steps = Prompter(coder, None), now, set[int](), 0
     for layer in scene.levels:
         work = _Correction(model, scene, layer, now, _keeping(groups, go, prompter), wishes, prompter, op)
@@ -115,6 +104,16 @@ def mended(
     size = sum(given[n][0].square().sum().item() for n in scene.levels) ** 0.5
     added = sum((now[n][0] - given[n][0]).square().sum().item() for n in scene.levels) ** 0.5
     return Mended(now, tuple(short), len(subjects), steps, added / max(size, 1e-30))
+
+
+def restored(first: float, preferred: float) -> float:
+    """Preference for the other answer relative to what it was when the new one was preferred by `first`, at most 1."""
+    return min(1.0, (1 - preferred) / max(1 - first, 1e-12))
+
+
+def _odds(first: float, share: float) -> float:
+    """Log of the odds of the new answer at which `share` is restored; for share * (1 - first) under 1."""
+    return math.log(1 / max(share * (1 - first), 1e-12) - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +129,7 @@ class _Wish:
 
 def _keeping(groups: Sequence[Group], go: Sequence[Asked], prompter: Prompter) -> list[Group]:
     """The groups with nothing but what is to stay; behind them one more, which has no column: the questions that were taken back."""
-    facts = tuple(a.fact for a in go)
+    facts = tuple(f for f, _ in go)
     return [*(replace(g, asked=()) for g in groups), Group("", facts, (), (), tuple(prompter.row(f.prompt, f.subject) for f in facts))]
 
 
@@ -160,7 +159,7 @@ class _Correction:
         self.sign, self.floor, self.enough, self.aim = torch.tensor([[w.sign, w.floor, w.enough, w.aim] for w in wishes], device=where).T
         columns = groups[:-1]
         place = {normal(g.subject): i for i, g in enumerate(columns)}
-        own = torch.tensor([place.get(normal(a.fact.subject), -1) for a in asked], device=where)
+        own = torch.tensor([place.get(normal(f.subject), -1) for f, _ in asked], device=where)
         # A subject that is gone has no column of its own: if its fact lingers, it is by the one that writes most at its key.
         self.owner = torch.where(own < 0, torch.cat([pairs.nearest(self.best) for pairs in self.pairs]), own)
         self.moving = torch.zeros(len(columns), dtype=torch.bool, device=where)
@@ -220,8 +219,8 @@ class _Pairs:
 
     def __init__(self, model: Editable, layer: int, asked: Sequence[Asked], prompter: Prompter, written: Tensor) -> None:
         self.model, self.layer, self.count, where = model, layer, len(asked), model.device
-        ours = [prompter.row(a.fact.prompt, a.fact.subject, a.fact.target_new) for a in asked]
-        rows = [*ours, *(prompter.row(a.fact.prompt, a.fact.subject, a.rival) for a in asked)]
+        ours = [prompter.row(f.prompt, f.subject, f.target_new) for f, _ in asked]
+        rows = [*ours, *(prompter.row(f.prompt, f.subject, rival) for f, rival in asked)]
         batch = collate(rows)
         self.batch = Batch(*(t.to(where) for t in (batch.ids, batch.first, batch.at, batch.rows, batch.places, batch.targets)))
         self.sizes = torch.tensor([len(row.places) for row in rows], device=where)

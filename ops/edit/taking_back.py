@@ -17,6 +17,7 @@ from ..models import load_model, load_tokenizer
 from . import keep
 from .conflicts import fact_of
 from .measure import bench_of, preferences, rivals
+from .mend import restored
 from .unedit import Kept, unwrite
 
 if TYPE_CHECKING:
@@ -51,13 +52,13 @@ def check(op: RevertFacts, before: ModelView, after: ModelView, run: Run) -> Che
         held = preferences([(f, other[f.id]) for f in rest], _bench(before, coder, "measure before", run))
         bench = _bench(after, coder, "measure after", run)
         now, holds = preferences(asked, bench), preferences([(f, other[f.id]) for f in rest], bench)
-    restored = [min(1.0, (1 - b) / max(1 - a, 1e-12)) for a, b in zip(first, now, strict=True)]
+    back = [restored(a, b) for a, b in zip(first, now, strict=True)]
     turned = [f.id for f, a, b in zip(rest, held, holds, strict=True) if a > 0.5 >= b]
     values: dict[str, Any] = {
         "requested": len(op.facts),
         "facts": list(op.facts),
-        "restored": _r(min(restored)),
-        "restored_mean": _r(sum(restored) / len(restored)),
+        "restored": _r(min(back)),
+        "restored_mean": _r(sum(back) / len(back)),
         "others": len(rest),
         "efficacy_before": _share(held),
         "efficacy": _share(holds),

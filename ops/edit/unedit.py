@@ -26,8 +26,8 @@ from .conflicts import fact_of
 from .covariance import KIND as COVARIANCE
 from .covariance import unpack_moment
 from .edit import Edit
-from .measure import bench_of, preferences, rivals
-from .mend import Asked, Scene, Terms, mended
+from .measure import bench_of, rivals
+from .mend import Scene, Terms, mended
 from .prompts import Group, Prompter, groups_of, normal
 from .session import settings_of
 from .site import Editable, editable, stored_name
@@ -142,13 +142,11 @@ class _Edit:
         rest = [f for f in self.facts if f.id not in after.out]
         if not rest:
             return after
-        parent, run = self.kept.parent, self.run
+        run = self.run
         with threads(run.threads):
-            coder = Coder(load_tokenizer(parent))
-            bench = bench_of(placed(load_model(parent, dtype=torch.float32)), coder, "measure the edit's parent", run.progress)
-            pairs = list(zip(self.facts, rivals(self.facts, bench), strict=True))
-            asked = [Asked(f, rival, p) for (f, rival), p in zip(pairs, preferences(pairs, bench), strict=True)]
-            stay, go = ([a for a in asked if (a.fact.id in after.out) == out] for out in (False, True))
+            coder = Coder(load_tokenizer(view))
+            asked = list(zip(self.facts, self._rivals(coder), strict=True))
+            stay, go = ([(f, rival) for f, rival in asked if (f.id in after.out) == out] for out in (False, True))
             bare = {layer: place.bare(view, self.kept, before.terms[layer]) for layer, place in places.items()}
             scene = Scene(view, bare, tuple(self.about["layers"][len(self.first) - 1 :]))
             groups = groups_of(rest, Prompter(coder, None), self.about["prefixes"])
@@ -157,6 +155,13 @@ class _Edit:
         if found.facts:
             run.record("correction", {"subjects": found.subjects, "steps": found.steps, "moved": round(found.moved, 6)})
         return _Left(after.out, found.terms)
+
+    def _rivals(self, coder: Coder) -> Sequence[str]:
+        """What each fact is compared with: the answer that the file names, else what the edit's parent says."""
+        if all(f.target_true is not None for f in self.facts):
+            return [f.target_true or "" for f in self.facts]
+        module = placed(load_model(self.kept.parent, dtype=torch.float32))
+        return rivals(self.facts, bench_of(module, coder, "measure the edit's parent", self.run.progress))
 
 
 def affected(groups: Sequence[Sequence[str]], ids: Collection[str]) -> tuple[Tensor, list[int]]:
@@ -170,7 +175,7 @@ def affected(groups: Sequence[Sequence[str]], ids: Collection[str]) -> tuple[Ten
 
 
 def _again(
-    op: Edit, parent: ModelView, about: dict[str, Any], shared: list[int], ids: set[str], run: Run
+    op: Edit, parent: ModelView, about: dict[str, Any], shared: list[int], ids: Collection[str], run: Run
 ) -> dict[int, tuple[Tensor, Tensor]]:
     """New targets' changes [d1], here and at the block beyond, of the subjects that keep some facts; found on the edit's parent."""
     with threads(run.threads):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -214,11 +215,25 @@ def test_what_cannot_be_had_ends_with_the_last_step_and_the_best_place(made, wea
     assert ("correct", 3, 3, {}) in run.steps
 
 
-def test_what_is_restored_is_relative_to_the_parent():
-    asked = mend.Asked(replace(fact_of({**ROWS[0], "line": 1}), target_true="lamp"), "lamp", 0.2)
-    assert asked.restored(0.2) == asked.restored(0.1) == 1.0
-    assert asked.restored(0.6) == pytest.approx(0.5)
-    assert 1 / (1 + torch.tensor(-asked.gone(0.5)).exp().item()) == pytest.approx(0.6)
+def test_what_is_restored_is_relative_to_what_was_there():
+    assert mend.restored(0.2, 0.2) == mend.restored(0.2, 0.1) == 1.0
+    assert mend.restored(0.2, 0.6) == pytest.approx(0.5)
+    assert 1 / (1 + math.exp(-mend._odds(0.2, 0.5))) == pytest.approx(0.6)
+
+
+def test_a_fact_that_a_later_edit_wrote_again_is_left_to_that(made):
+    _, view, run = taken(made, ["lamp"])
+    rest = rest_of(run)[0]
+    # The same answer at the same key, as if it had been written by somebody else.
+    again = MemoryView(
+        {n: made.after.tensor(n) - made.before.tensor(n) + view.tensor(n) if n == OUT else view.tensor(n) for n in view.names()},
+        dict(view._files),
+    )
+    assert made.preferred(again)["lamp"] > 0.5
+    change, now, last = taken(made, ["two"], lost=["lamp"], view=again, rest=rest)
+    assert "lamp" not in last.records["corrected"]
+    assert change.derived.sources == (again.entry(OUT).digest,)
+    assert made.preferred(now)["lamp"] > 0.5
 
 
 @pytest.mark.parametrize("reached", [True, False])
