@@ -22,10 +22,10 @@ from .targets import DONE, Adam, Part, Settings, clamped, lost, moving, parts_of
 
 STEPS = 60
 PACE = 1.0  # of the targets' rate
-TURNS, MORE = 2, 40  # how often drift may count for less, and the steps that follow each time
+TURNS, MORE = 1, 40  # how often drift may count for less, and the steps that follow each time
 EASE = 3.0  # by how much less
 FAR = 0.5  # loss of a subject's own answers above which more is tried
-NOTICED = 0.09  # nats per token that the answers of ordinary text are away from those before any write: no more is tried
+NOTICED = 0.125  # nats per token that the answers of ordinary text are away from those before any write: no more is tried
 ROWS = 64  # of the sample of ordinary text: what a write does to it lies in few tokens, so many are asked
 LOGITS = 1 << 22  # of the sample, held at once
 
