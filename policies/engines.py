@@ -75,7 +75,7 @@ def engaged(
         return None
     from ..ops.engine.job import Job, Patience
     from ..ops.engine.spread import SpreadEngine
-    from .runs import STATE
+    from .runs import LOCK, STATE
 
     job = Job(
         entry=ENTRY,
@@ -89,7 +89,7 @@ def engaged(
         threads=active.threads,
         workers=choice.workers,
         directory=str(Path.cwd()),
-        lock=str((active.place / "lock").absolute()),
+        lock=str((active.place / LOCK).absolute()),
     )
     patience = Patience(waiting.start, waiting.queue, waiting.silence)
     active.scratch = active.scratch.absolute()  # workers may stand elsewhere

@@ -25,6 +25,7 @@ from ..registry.errors import CorruptRecord, Locked, NotFound
 from ..registry.ids import CommitId
 from ..registry.journal import utc_now
 from ..registry.keys import REGISTRY, request_scope
+from ..registry.locks import is_held
 from ..registry.records import ArtifactRecord, InputRecord, Json, canonical
 from .artifacts import ArtifactStore
 from .past import Past
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from .outcome import Progress
 
 STATE = "state.safetensors"
+LOCK = "lock"
 TRIES = 4  # at a lock that others may hold for an instant
 
 
@@ -93,7 +95,7 @@ class Runs:
         except (ValueError, TypeError) as fault:
             raise CorruptRecord(f"{place.name} of run {run_id} cannot be read: {fault}", hint=f"rm -r {place.parent}") from fault
         state = _read_state_meta(place.parent / STATE)
-        return dataclasses.replace(info, step=state[0] if state else None, active=self._active(run_id))
+        return dataclasses.replace(info, step=state[0] if state else None, active=is_held(place.parent / LOCK))
 
     def find(self, run_id: str | None, op: str | None = None) -> RunInfo:
         """The run of this id (a unique prefix will do), or the latest resumable one of an operation. Raises RunNotFound."""
@@ -120,7 +122,7 @@ class Runs:
                 fs.make_dir(place / "scratch")
                 fs.replace_text(place / "run.json", canonical(_asked(info)).decode())
         place = self.path / info.id
-        lock = os.open(place / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        lock = os.open(place / LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
             _take(lock, info.id)
             yield ActiveRun(info, place, ArtifactStore(self.repo), info.id, info.seed, threads_here(), place / "scratch")
@@ -141,19 +143,6 @@ class Runs:
         if repo.journal.find(f"run-{run_id}", "commit") is None:
             repo.keys.destroy(request_scope(run_id))
         fs.remove_tree(self.path / run_id)
-
-    def _active(self, run_id: str) -> bool:
-        try:
-            lock = os.open(self.path / run_id / "lock", os.O_RDWR | os.O_CLOEXEC)
-        except OSError:
-            return False
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(lock)
-        return False
 
 
 @dataclass

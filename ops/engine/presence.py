@@ -7,7 +7,6 @@ file system calls the time does not matter: the conductor looks at whether a sig
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import sys
@@ -17,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from ...registry.locks import is_held
 from ...registry.owners import Owner, myself
 from .job import OVER, Job, Patience
 
@@ -47,7 +47,7 @@ class Watch:
 
     def _look(self) -> None:
         beat = time.monotonic()
-        while not over(self._folder) and conducted(Path(self._job.lock)):
+        while not over(self._folder) and is_held(Path(self._job.lock)):
             if self._sign is not None and time.monotonic() - beat >= BEAT:
                 beat = time.monotonic()
                 with suppress(OSError):
@@ -60,21 +60,6 @@ class Watch:
 def over(folder: Path) -> bool:
     """Whether the conductor is done with this attempt, or its folder is gone."""
     return (folder / OVER).exists() or not folder.exists()
-
-
-def conducted(lock: Path) -> bool:
-    """Whether somebody holds the lock of the run."""
-    try:
-        fd = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(fd)
-    return False
 
 
 # --- in the conductor ---

@@ -18,7 +18,7 @@ import pytest
 
 from mlc.ops.engine import slurm
 from mlc.ops.engine.job import Patience, WorkersFailed
-from mlc.ops.engine.presence import conducted, present
+from mlc.ops.engine.presence import present
 from mlc.ops.engine.slurm import Submitted
 from mlc.ops.engine.spread import SpreadEngine
 from mlc.ops.update.train import Update
@@ -26,6 +26,7 @@ from mlc.policies import engines, lifecycle
 from mlc.policies.engines import Choice, parse_engine
 from mlc.policies.runs import Runs
 from mlc.registry.errors import BadParameter, BadRecipe, Interrupted, NeedsExtra
+from mlc.registry.locks import is_held
 from mlc.registry.owners import Owner
 from mlc.tests.cli.running import ok, run_cli
 from mlc.tests.factories import WORDS
@@ -284,9 +285,9 @@ def test_a_run_is_not_lost_by_a_misspelt_engine(repo, root, op):
 
 def test_a_worker_sees_whether_its_conductor_lives(repo, root, op):
     with Runs(repo).begin(op="update", params=op.params(), start=root, branch="main", old=root, seed=0, author="a", message="") as run:
-        assert conducted(run.place / "lock")
-    assert not conducted(run.place / "lock")
-    assert not conducted(run.place / "nothing")
+        assert is_held(run.place / "lock")
+    assert not is_held(run.place / "lock")
+    assert not is_held(run.place / "nothing")
 
 
 def test_how_long_workers_are_waited_for_is_a_setting(repo, root, op, settings, monkeypatch):
