@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from ...registry.errors import BadParameter
-from ..base import Change, Check, Expectations, History, Operation, Plan, Run, option
+from ..base import Change, Check, Expectations, History, Operation, Plan, Run, option, requirement
 from .conflicts import settled
 from .requests import asked
 from .world import parse_dates
@@ -20,6 +20,7 @@ from .world import parse_dates
 if TYPE_CHECKING:
     from ...registry.view import ModelView
 
+require = requirement("edit")
 METHODS = ("memit", "alphaedit")
 PRECISIONS = ("fp32", "fp64")
 CONFLICTS = ("refuse", "new", "old")
@@ -58,24 +59,24 @@ class Edit(Operation):
     precision: str = option("fp32", help="fp32, or fp64: no target depends on which facts stand beside it; twice the time")
 
     def __post_init__(self) -> None:
-        _require(bool(self.facts) or bool(self.world), "--facts needs the path of a file of facts")
-        _require(not (self.facts and self.world), "--facts and --world cannot be combined")
-        _require(len(self.world) in (0, 2), "--world takes two files: OLD NEW")
-        _require(self.method in METHODS, f"--method is one of {', '.join(METHODS)}, not {self.method!r}")
-        _require(self.on_conflict in CONFLICTS, f"--on-conflict is one of {', '.join(CONFLICTS)}, not {self.on_conflict!r}")
-        _require(self.precision in PRECISIONS, f"--precision is one of {', '.join(PRECISIONS)}, not {self.precision!r}")
+        require(bool(self.facts) or bool(self.world), "--facts needs the path of a file of facts")
+        require(not (self.facts and self.world), "--facts and --world cannot be combined")
+        require(len(self.world) in (0, 2), "--world takes two files: OLD NEW")
+        require(self.method in METHODS, f"--method is one of {', '.join(METHODS)}, not {self.method!r}")
+        require(self.on_conflict in CONFLICTS, f"--on-conflict is one of {', '.join(CONFLICTS)}, not {self.on_conflict!r}")
+        require(self.precision in PRECISIONS, f"--precision is one of {', '.join(PRECISIONS)}, not {self.precision!r}")
         for flag, value, least in (("steps", self.steps, 1), ("batch", self.batch, 1), ("prefixes", self.prefixes, 0)):
-            _require(value >= least, f"--{flag} must be at least {least}, not {value}")
-        _require(self.lr is None or _positive(self.lr), f"--lr must be a positive number, not {self.lr}")
-        _require(_positive(self.clamp), f"--clamp must be a positive number, not {self.clamp}")
-        _require(self.kl >= 0 and math.isfinite(self.kl), f"--kl must not be negative, it is {self.kl}")
+            require(value >= least, f"--{flag} must be at least {least}, not {value}")
+        require(self.lr is None or _positive(self.lr), f"--lr must be a positive number, not {self.lr}")
+        require(_positive(self.clamp), f"--clamp must be a positive number, not {self.clamp}")
+        require(self.kl >= 0 and math.isfinite(self.kl), f"--kl must not be negative, it is {self.kl}")
         decay = self.weight_decay
-        _require(decay >= 0 and math.isfinite(decay), f"--weight-decay must not be negative, it is {decay}")
+        require(decay >= 0 and math.isfinite(decay), f"--weight-decay must not be negative, it is {decay}")
         share = self.strength
-        _require(share is None or 0 < share < 1, f"--strength is a share between 0 and 1, not {share}")
-        _require(0 < self.threshold < 1, f"--threshold is a share between 0 and 1, not {self.threshold}")
-        _require(self.dates is None or bool(self.world), "--dates goes with --world")
-        _require(self.dates is None or parse_dates(self.dates) is not None, "--dates takes OLD..NEW")
+        require(share is None or 0 < share < 1, f"--strength is a share between 0 and 1, not {share}")
+        require(0 < self.threshold < 1, f"--threshold is a share between 0 and 1, not {self.threshold}")
+        require(self.dates is None or bool(self.world), "--dates goes with --world")
+        require(self.dates is None or parse_dates(self.dates) is not None, "--dates takes OLD..NEW")
         parse_layers(self.layers)
 
     # --- what the options mean ---
@@ -131,8 +132,3 @@ def parse_layers(text: str) -> tuple[int, int] | None:
 
 def _positive(value: float) -> bool:
     return math.isfinite(value) and value > 0
-
-
-def _require(condition: bool, sentence: str, hint: str | None = None) -> None:
-    if not condition:
-        raise BadParameter(sentence, hint=hint or "`mlc edit --help` lists every option")

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from ...registry.errors import BadParameter, Incompatible
 from ...registry.records import Json
-from ..base import Change, Check, Expectations, Operation, Plan, Run, option
+from ..base import Change, Check, Expectations, Operation, Plan, Run, option, requirement
 
 if TYPE_CHECKING:
     from ...registry.view import EffectiveView, ModelView
 
+require = requirement("merge")
 METHODS = ("linear", "task_arithmetic")
 INTO = ("adapter", "base")
 NOTE = "a merge may lose what each ingredient knew: measure it against all of them"
@@ -38,15 +39,15 @@ class MergeAdapters(Operation):
     into: str = option("adapter", help="adapter or base: what the result is")
 
     def __post_init__(self) -> None:
-        _require(bool(self.ingredients), "no adapter was named", "mlc merge a b")
-        _require(self.method in METHODS, f"adapters are merged by {' or '.join(METHODS)}, not by {self.method!r}")
-        _require(self.into in INTO, f"into is adapter or base, not {self.into!r}", "for example: --set into=base")
-        _require(self.rank is None or self.rank >= 1, f"rank {self.rank} is no rank", "for example: --set rank=8")
+        require(bool(self.ingredients), "no adapter was named", "mlc merge a b")
+        require(self.method in METHODS, f"adapters are merged by {' or '.join(METHODS)}, not by {self.method!r}")
+        require(self.into in INTO, f"into is adapter or base, not {self.into!r}", "for example: --set into=base")
+        require(self.rank is None or self.rank >= 1, f"rank {self.rank} is no rank", "for example: --set rank=8")
         count, given = len(self.ingredients), len(self.weights)
-        _require(given in (0, count), f"--weights gives {given} numbers for {count} adapters")
-        _require(all(math.isfinite(number) for number in (*self.weights, self.lam)), "weights are finite numbers")
+        require(given in (0, count), f"--weights gives {given} numbers for {count} adapters")
+        require(all(math.isfinite(number) for number in (*self.weights, self.lam)), "weights are finite numbers")
         total = sum(self.weights)
-        _require(not self.weights or self.method != "linear" or abs(total) >= 1e-8, "the weights sum to zero", "--method task-arithmetic")
+        require(not self.weights or self.method != "linear" or abs(total) >= 1e-8, "the weights sum to zero", "--method task-arithmetic")
 
     def shares(self) -> tuple[float, ...]:
         """What each adapter's change is multiplied with."""
@@ -141,8 +142,3 @@ def adapter_plan(summary: str, view: EffectiveView, count: int) -> Plan:
     sizes = [4 * math.prod(view.own.entry(name).shape) for name in view.own.names()]
     largest = max((4 * math.prod(view.entry(name).shape) for name in view.plan.added), default=0)
     return Plan(summary, ("*",), bytes_touched=sum(sizes) * count, memory=4 * largest + 2 * count * sum(sizes))
-
-
-def _require(condition: bool, sentence: str, hint: str | None = None) -> None:
-    if not condition:
-        raise BadParameter(sentence, hint=hint or "`mlc merge --help`")

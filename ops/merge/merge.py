@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...registry.errors import BadParameter
 from ...registry.records import Json
-from ..base import Change, Check, Expectations, Operation, Plan, Run, option
+from ..base import Change, Check, Expectations, Operation, Plan, Run, option, requirement
 from .recipe import DTYPES, Recipe, Slice, Source
 from .table import METHODS, method_of
 
 if TYPE_CHECKING:
     from ...registry.view import ModelView
 
+require = requirement("merge")
 SCOPES, GENERATORS = ("tensor", "model"), ("keyed", "mergekit")
 BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
@@ -51,16 +52,16 @@ class Merge(Operation):
     def __post_init__(self) -> None:
         if self.config is not None:
             typed = [f for f in ("weights", "density", "t", "lam", "normalize", "settings", "base") if getattr(self, f) not in (None, ())]
-            _require(not typed, f"--{' and --'.join(typed)} cannot be given beside --config", "put it into the file")
+            require(not typed, f"--{' and --'.join(typed)} cannot be given beside --config", "put it into the file")
         else:
-            _require(len(self.ingredients) >= 1, "merge needs ingredients", "for example: mlc merge main feature")
+            require(len(self.ingredients) >= 1, "merge needs ingredients", "for example: mlc merge main feature")
             method_of(self.method)
             self.recipe()
-        _require(self.scope in SCOPES, f"--scope is tensor or model, not {self.scope!r}")
-        _require(self.rng in GENERATORS, f"--rng is keyed or mergekit, not {self.rng!r}")
+        require(self.scope in SCOPES, f"--scope is tensor or model, not {self.scope!r}")
+        require(self.rng in GENERATORS, f"--rng is keyed or mergekit, not {self.rng!r}")
         trim = METHODS[self.method].trim if self.config is None else "magnitude"
-        _require(self.scope == "tensor" or trim == "magnitude", f"{self.method} has no trim by magnitude: --scope model has no meaning")
-        _require(self.scope == "tensor" or not self.parity, "--parity ranks within tensors: it cannot be combined with --scope model")
+        require(self.scope == "tensor" or trim == "magnitude", f"{self.method} has no trim by magnitude: --scope model has no meaning")
+        require(self.scope == "tensor" or not self.parity, "--parity ranks within tensors: it cannot be combined with --scope model")
 
     def recipe(self) -> Recipe:
         """What is to be merged. With `config`, reads that file; its versions are renamed to `ingredients`, in order, when those are given.
@@ -93,15 +94,15 @@ class Merge(Operation):
         elif self.density:
             found["density"] = self._number("density", at, counted, 1.0)
         if "density" in found:
-            _require(0 < found["density"] <= 1, f"--density {found['density']:g} lies outside (0, 1]", "for example: --density 0.5")
-        _require(all(math.isfinite(number) for number in found.values()), "weights and densities are finite numbers")
+            require(0 < found["density"] <= 1, f"--density {found['density']:g} lies outside (0, 1]", "for example: --density 0.5")
+        require(all(math.isfinite(number) for number in found.values()), "weights and densities are finite numbers")
         return found
 
     def _number(self, option: str, at: int, counted: Sequence[bool], default: float) -> float:
         """The number for the ingredient at this place, where one is given for each that is named, or for each but the base."""
         numbers = getattr(self, option)
         merged = sum(counted)
-        _require(len(numbers) in (0, merged, len(counted)), f"--{option} gives {len(numbers)} numbers for {merged} ingredients")
+        require(len(numbers) in (0, merged, len(counted)), f"--{option} gives {len(numbers)} numbers for {merged} ingredients")
         return default if not numbers else numbers[at if len(numbers) == len(counted) else sum(counted[:at])]
 
     def _from_file(self, path: str) -> Recipe:
@@ -153,10 +154,5 @@ class Merge(Operation):
 
 def _pair(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
-    _require(bool(equals and name and value), f"--set {text!r} is not NAME=VALUE", "for example: --set gamma=0.05")
+    require(bool(equals and name and value), f"--set {text!r} is not NAME=VALUE", "for example: --set gamma=0.05")
     return name, {"true": True, "false": False}.get(value.lower(), value)
-
-
-def _require(condition: bool, sentence: str, hint: str | None = None) -> None:
-    if not condition:
-        raise BadParameter(sentence, hint=hint or "`mlc merge --help` lists every option")

@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from ...registry.errors import BadParameter
 from ...registry.records import Json
-from ..base import Change, Check, Expectations, Operation, Plan, Run, option
+from ..base import Change, Check, Expectations, Operation, Plan, Run, option, requirement
 from .adapters import NOTE
 
 if TYPE_CHECKING:
     from ...registry.view import ModelView
 
+require = requirement("merge")
 METHODS = ("fisher", "regmean")
 
 
@@ -39,13 +39,13 @@ class Informed(Operation):
     def __post_init__(self) -> None:
         count = len(self.ingredients)
         hint = "for example: --method fisher --set data=a.jsonl,b.jsonl"
-        _require(count >= 1, "no version was named", "mlc merge a b")
-        _require(self.method in METHODS, f"{self.method!r} is neither fisher nor regmean")
-        _require(len(self.data) == len(self.digests) == count, f"{self.method} needs a data file for each of {count} versions", hint)
-        _require(len(self.weights) in (0, count), f"--weights gives {len(self.weights)} numbers for {count} versions")
-        _require(not self.weights or self.method == "fisher", "regmean takes no weights")
-        _require(all(math.isfinite(w) and w > 0 for w in self.weights), "weights of a fisher mean are positive numbers")
-        _require(0 <= self.ratio <= 1, f"ratio {self.ratio:g} lies outside [0, 1]", "for example: --set ratio=0.9")
+        require(count >= 1, "no version was named", "mlc merge a b")
+        require(self.method in METHODS, f"{self.method!r} is neither fisher nor regmean")
+        require(len(self.data) == len(self.digests) == count, f"{self.method} needs a data file for each of {count} versions", hint)
+        require(len(self.weights) in (0, count), f"--weights gives {len(self.weights)} numbers for {count} versions")
+        require(not self.weights or self.method == "fisher", "regmean takes no weights")
+        require(all(math.isfinite(w) and w > 0 for w in self.weights), "weights of a fisher mean are positive numbers")
+        require(0 <= self.ratio <= 1, f"ratio {self.ratio:g} lies outside [0, 1]", "for example: --set ratio=0.9")
 
     def without(self, gone: str) -> Informed | str:
         """The same merge with one version fewer; the one that is left, where that is all."""
@@ -84,8 +84,3 @@ class Informed(Operation):
 
     def expects(self) -> Expectations:
         return Expectations(may_forget=True, notes=(NOTE,))
-
-
-def _require(condition: bool, sentence: str, hint: str | None = None) -> None:
-    if not condition:
-        raise BadParameter(sentence, hint=hint or "`mlc merge --help`")
