@@ -15,7 +15,6 @@ from ..records import Snapshot, TensorDelta, TensorEntry
 from .names import shown
 
 if TYPE_CHECKING:
-    from ..delta.buffers import Buffer
     from ..delta.derived import Derived
     from ..delta.distance import Stats
     from ..objects.passing import Sink
@@ -146,7 +145,7 @@ class Spool:
         """A tensor's bytes will come by `more`; returns what `end` is to be told."""
         return self._file.seek(0, os.SEEK_END)
 
-    def more(self, data: Buffer) -> None:
+    def more(self, data: memoryview) -> None:
         """The next bytes of a tensor that was begun."""
         self._file.write(data)
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..delta.derived import Derived
     from ..delta.distance import Moved, Stats
 
-Sink = Callable[["np.ndarray"], object]  # is given the bytes of the result, piece by piece
+Sink = Callable[[memoryview], object]  # is given the bytes of the result, piece by piece
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +38,8 @@ class Passed:
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    out: np.ndarray  # uint8 [bytes]
-    read: tuple[np.ndarray, ...]
+    out: memoryview  # bytes
+    read: tuple[memoryview, ...]
     moved: Moved | None
     infinite: bool
     value: bytes | None  # the only one in it
@@ -113,7 +113,7 @@ class _Step:
         there = None if self._reference is None else moved(out, xs[self._reference.digest])
         one = encode_constant(out)
         infinite = _infinite(out, [xs[digest] for digest in derived.sources])
-        return _Piece(lend(out), tuple(read.values()), there, infinite, bytes(one[0]) if one else None)
+        return _Piece(lend(out).data, tuple(data.data for data in read.values()), there, infinite, bytes(one[0]) if one else None)
 
 
 def _read(reader: chain.Reader, info: ObjectInfo, part: slice) -> np.ndarray:
