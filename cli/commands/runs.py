@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from ..context import Session
-from ..unfinished import unfinished
+from ..unfinished import going_on, unfinished
 
 
 def run(
@@ -26,10 +26,7 @@ def run(
     document = {"runs": unfinished(session.repo)}
     session.show(document, lambda: _render(session, document["runs"]))
     if document["runs"]:
-        last = document["runs"][0]
-        verb = last["op"].partition(".")[0]
-        again = f"mlc unmerge {last['branch']} --remove REV"  # the same request goes on by itself
-        session.hint(again if verb == "unmerge" else f"mlc {verb} --resume {last['id']}")
+        session.hint(going_on(document["runs"][0]))
 
 
 def _render(session: Session, runs: list[dict[str, Any]]) -> None:

@@ -59,4 +59,9 @@ def _render(session: Session, document: dict[str, Any]) -> None:
     session.line(paint.dim(", ".join(names) + "."))
     for run_ in document["runs"]:
         session.line(f"{paint.yellow('unfinished')}  {run_['id']}  {run_['op']}  {run_['state']}")
-    session.hint(f"mlc update --resume {document['runs'][0]['id']}" if document["runs"] else "mlc log")
+    if document["runs"]:
+        from ..unfinished import going_on
+
+        session.hint(going_on(document["runs"][0]))
+    else:
+        session.hint("mlc log")

@@ -27,15 +27,18 @@ def print_table(
     *,
     right: Sequence[str] = (),
     styles: dict[str, str] | None = None,
+    whole: Sequence[str] = (),
     title: str | None = None,
 ) -> None:
-    """Rows under a header line. `right` names the right-aligned columns, `styles` the colour of some."""
+    """Rows under a header line. `right`: right-aligned columns; `styles`: the colour of some; `whole`: those never wrapped."""
     if len(rows) > PLAIN_FROM:
         _print_plain(console.file, columns, rows, right)
         return
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, title=title, title_justify="left", title_style="bold")
     for name in columns:
-        table.add_column(name, justify="right" if name in right else "left", style=(styles or {}).get(name), overflow="fold")
+        table.add_column(
+            name, justify="right" if name in right else "left", style=(styles or {}).get(name), overflow="fold", no_wrap=name in whole
+        )
     for row in rows:
         table.add_row(*(Text.from_ansi(cell) if "\x1b" in cell else Text(cell) for cell in row))
     console.print(table)

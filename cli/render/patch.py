@@ -51,7 +51,9 @@ def render_list(session: Session, document: dict[str, Any]) -> None:
         session.line("No patch yet.")
         return
     columns = ("", "name", "signature", "form", "layers", "size", "strength", "made")
-    print_table(session.console(), columns, rows, right=("size", "strength"), styles={"name": "green", "signature": "yellow"})
+    print_table(
+        session.console(), columns, rows, right=("size", "strength"), styles={"name": "green", "signature": "yellow"}, whole=("signature",)
+    )
     for grown in document["part_of_weights"]:
         session.line(f"{grown['name']} was applied by {grown['commit'][:12]}; the weights were changed since, and it is part of them.")
 

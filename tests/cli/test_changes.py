@@ -365,6 +365,7 @@ def test_an_unfinished_run_is_listed_resumed_and_forgotten(lenient, monkeypatch)
     assert (run["op"], run["state"], run["branch"]) == ("update", "resumable", "main")
     assert ok("status")["runs"][0]["id"] == run["id"]
     assert run["id"] in run_cli("runs").out
+    assert all(f"mlc update --resume {run['id']}" in run_cli(verb).err for verb in ("runs", "status"))
     assert run_cli("update", "--resume", "--data", "new.txt", "--json").code == 2
     done = ok("update", "--resume")
     assert done["commit"]["parents"] == [lenient.second]

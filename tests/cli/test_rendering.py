@@ -20,6 +20,7 @@ from mlc.cli.render.edit import edit_lines
 from mlc.cli.render.log import names_of
 from mlc.cli.render.style import Paint
 from mlc.cli.render.verdict import verdict_lines
+from mlc.cli.unfinished import going_on
 from mlc.registry.errors import Interrupted, UsageError
 
 
@@ -181,3 +182,24 @@ def test_an_edit_tells_how_the_facts_of_earlier_ones_fare_where_there_are_any():
     lines = edit_lines({"efficacy": 1.0, "earlier_efficacy": 0.9, "earlier_efficacy_before": 1.0}, Paint(False))
     assert lines[-1].split("  ")[1:] == ["facts of earlier edits that hold", " 90.0 %", "(was 100.0 %)"]
     assert len(edit_lines({"efficacy": 1.0, "earlier_efficacy": None}, Paint(False))) == 1
+
+
+def test_an_id_in_a_table_is_never_broken_over_two_lines():
+    out = io.StringIO()
+    rows = [("fog", "0123456789ab", "a form that needs a good many columns to be told")]
+    print_table(make_console(out, colour=False, width=40), ("name", "signature", "form"), rows, whole=("signature",))
+    assert any("0123456789ab" in line for line in out.getvalue().splitlines())
+
+
+@pytest.mark.parametrize(
+    ("op", "command"),
+    [
+        ("merge.opcm", "mlc merge --resume 7"),
+        ("align.embeddings", "mlc align --resume 7"),
+        ("patch.train", "mlc patch train --resume 7 --name NAME"),
+        ("unmerge", "mlc unmerge main --remove REV"),
+        ("rollback", "mlc runs --forget 7"),
+    ],
+)
+def test_what_goes_on_with_an_unfinished_run_is_a_command_that_there_is(op: str, command: str):
+    assert going_on({"op": op, "id": "7", "branch": "main"}) == command
