@@ -70,7 +70,7 @@ class Align(Operation):
     @property
     def texts(self) -> tuple[Replay, ...]:
         """The sources of text, parsed."""
-        return parse_replay(self.text)
+        return parse_replay(self.text, "--text")
 
     @property
     def lora(self) -> Adapter | None:

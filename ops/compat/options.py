@@ -7,16 +7,18 @@ leaves open whose mistakes decide: those of the model in training (`muscle-stude
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
-from ...registry.errors import BadParameter
+from ..base import requirement
 
 if TYPE_CHECKING:
     from ..update.train import Update
 
+require = requirement("align")
 METHODS = ("focal-kl", "focal-logits", "kd", "muscle-student", "muscle-new")
 SHARE = 0.5  # of the rows, when no ratio is given
+DEFAULTS = "the defaults are focal-kl, alpha 1, beta 5, tau 1, lambda 1"  # a hint that fits every verb that asks
 TOP = 64  # tokens of a stored distribution
 
 
@@ -32,12 +34,12 @@ class Settings:
     labels: float = 1.0  # of the anchors' own answers, which focal distillation and kd learn beside the old version's
 
     def __post_init__(self) -> None:
-        _require(self.method in METHODS, f"a compatible update is one of {', '.join(METHODS)}, not {self.method!r}")
+        require(self.method in METHODS, f"a compatible update is one of {', '.join(METHODS)}, not {self.method!r}", DEFAULTS)
         for name, value in (("alpha", self.alpha), ("beta", self.beta), ("lambda", self.weight), ("labels", self.labels)):
-            _require(math.isfinite(value) and value >= 0, f"{name} must not be negative, it is {value}")
-        _require(math.isfinite(self.tau) and self.tau > 0, f"tau is a temperature above 0, not {self.tau}")
-        _require(self.muscle or self.alpha + (0 if self.plain else self.beta) > 0, "alpha and beta are both 0: nothing would be kept")
-        _require(self.weight > 0, "lambda is 0: nothing would be kept")
+            require(math.isfinite(value) and value >= 0, f"{name} must not be negative, it is {value}", DEFAULTS)
+        require(math.isfinite(self.tau) and self.tau > 0, f"tau is a temperature above 0, not {self.tau}", DEFAULTS)
+        require(self.muscle or self.alpha + (0 if self.plain else self.beta) > 0, "alpha and beta are 0: nothing would be kept", DEFAULTS)
+        require(self.weight > 0, "lambda is 0: nothing would be kept", DEFAULTS)
 
     @property
     def muscle(self) -> bool:
@@ -67,7 +69,7 @@ def parse_anchors(text: str) -> AnchorFile:
         share = None
     if share is None:
         return AnchorFile(text, SHARE)
-    _require(0 < share < 1, f"--compat-data {text!r}: the ratio is a share of the rows between 0 and 1", "for example anchors.jsonl:0.5")
+    require(0 < share < 1, f"--compat-data {text!r}: the ratio is a share of the rows between 0 and 1", "for example anchors.jsonl:0.5")
     return AnchorFile(head, share)
 
 
@@ -75,20 +77,15 @@ def check_compat(op: Update) -> None:
     """Raise BadParameter when the compat options of an update contradict each other."""
     settings = settings_of(op)
     if op.compat_with is None:
-        given = next((name for name in ("compat_data", "compat_new") if getattr(op, name)), None)
-        flag = (given or "").replace("_", "-")
-        _require(given is None, f"--{flag} is given without --compat-with", "name the older version: --compat-with REV")
+        own = [field for field in fields(op) if field.name.startswith("compat")]
+        flag = next((field.name.replace("_", "-") for field in own if getattr(op, field.name) != field.default), None)
+        require(flag is None, f"--{flag} is given without --compat-with", "name the older version: --compat-with REV")
         return
-    _require(bool(op.compat_data), "--compat-with needs --compat-data: records that the older version answers", "--compat-data FILE:0.5")
-    _require(op.compat_new is None or settings.muscle, f"{op.compat} has one teacher: --compat-new is MUSCLE's", "--compat muscle-student")
+    require(bool(op.compat_data), "--compat-with needs --compat-data: records that the older version answers", "--compat-data FILE:0.5")
+    require(op.compat_new is None or settings.muscle, f"{op.compat} has one teacher: --compat-new is MUSCLE's", "--compat muscle-student")
     parse_anchors(op.compat_data or "")
 
 
 def settings_of(op: Update) -> Settings:
     """How an update is held to an older version."""
     return Settings(op.compat, op.compat_alpha, op.compat_beta, op.compat_tau, op.compat_lambda, op.compat_labels)
-
-
-def _require(condition: bool, sentence: str, hint: str | None = None) -> None:
-    if not condition:
-        raise BadParameter(sentence, hint=hint or "mlc align --help")

@@ -100,7 +100,8 @@ def task_of(view: ModelView) -> Task:
         if named in ((found,) if isinstance(found, str) else tuple(found)):
             return ClassTask(view, config, images=table is tables.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES)
     raise Incompatible(
-        f"`unlearn` works on language models that predict the next token and on classifiers; this is a {named or config.model_type}"
+        f"this works on language models that predict the next token and on classifiers, not on a {named or config.model_type}",
+        hint="name a version that writes text or classifies",
     )
 
 

@@ -48,27 +48,33 @@ class Adapter:
     alpha: float
 
 
-def parse_replay(items: Sequence[str]) -> tuple[Replay, ...]:
-    """The sources named by `--replay`; raises BadParameter for a malformed one, a share outside 0..1, or shares that leave nothing."""
-    found = tuple(_one_replay(item) for item in items)
+def parse_replay(items: Sequence[str], flag: str = "--replay") -> tuple[Replay, ...]:
+    """The sources named by `--replay`, or by a flag of the like.
+
+    Raises BadParameter for a malformed one, a share outside 0..1, or shares that leave nothing.
+    """
+    found = tuple(_one_replay(item, flag) for item in items)
     if (total := sum(r.share for r in found)) >= 1:
-        raise BadParameter(f"the replay shares add up to {total:g}: nothing is left for --data", hint="use shares that sum to less than 1")
+        raise BadParameter(
+            f"the shares of {flag} add up to {total:g}: nothing is left for --data", hint="use shares that sum to less than 1"
+        )
     for kind in (SELF, SAMPLE):
         if sum(r.path is None and r.label == kind for r in found) > 1:
             raise BadParameter(f"--replay {kind} is given twice", hint="give it once, with the whole share")
     return found
 
 
-def _one_replay(item: str) -> Replay:
+def _one_replay(item: str, flag: str) -> Replay:
     head, colon, tail = item.rpartition(":")
     try:
         share = float(tail)
     except ValueError:
         share = math.nan
     if not colon or not head or not 0 < share < 1:
+        own = flag == "--replay"
         raise BadParameter(
-            f"--replay {item!r} is not FILE:RATIO, self:RATIO or sample:RATIO with a ratio between 0 and 1",
-            hint="for example: --replay self:0.5",
+            f"{flag} {item!r} is not {'FILE:RATIO, self:RATIO or sample:RATIO' if own else 'FILE:RATIO'} with a ratio between 0 and 1",
+            hint=f"for example: {flag} {'self' if own else 'old.txt'}:0.5",
         )
     return Replay(None if head in (SELF, SAMPLE) else head, share, head == SELF)
 

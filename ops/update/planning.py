@@ -39,8 +39,7 @@ def plan(op: Update, view: ModelView) -> Plan:
     graph_of(op)
     if op.select_for is not None:
         read_corpus(op.select_for, role="select")
-    if op.compat_data:
-        records(parse_anchors(op.compat_data).path)
+    anchors = records(parse_anchors(op.compat_data).path) if op.compat_data else 0
     elements = _count(view, view.names())
     touches, trainable, bytes_touched, what = _reach(op, view)
     tokens = op.steps * op.batch * op.grad_accum * length
@@ -61,6 +60,7 @@ def plan(op: Update, view: ModelView) -> Plan:
             "data_bytes": corpus.record.bytes,
             "lr": op.lr if op.lr is not None else default_rate(elements, "few" if "spu" in op.protections else op.method),
             "replay": {r.label: r.share for r in op.replays},
+            **({"compat": op.compat, "compat_with": op.compat_with, "anchors": anchors} if op.compat_with else {}),
             **({"mix": {d.path: d.weight for d in op.domains}} if op.mix else {}),
         },
     )

@@ -10,6 +10,7 @@ import pytest
 from mlc.registry.repository import Repository
 from mlc.tests.cli.running import ok, run_cli
 from mlc.tests.factories import WORDS
+from mlc.tests.ops.encoders import tiny_encoder
 
 FAST = ("--steps", "3", "--batch", "4", "--lr", "0.001")
 
@@ -71,6 +72,9 @@ def test_a_dry_run_names_the_anchors_and_writes_nothing(ready):
         (("align", "main", "--to", "main", "--data", "anchors.jsonl", "--method", "muscle-new"), 2, "two teachers"),
         (("update", "--data", "new.txt", "--compat-with", "nobody", "--compat-data", "anchors.jsonl"), 3, "nobody"),
         (("update", "--data", "new.txt", "--compat-with", "main~1"), 2, "--compat-data"),
+        (("update", "--data", "new.txt", "--compat-beta", "2"), 2, "--compat-beta is given without --compat-with"),
+        (("align", "main", "--to", "main~1", "--data", "anchors.jsonl", "--text", "old.txt:2"), 2, "--text 'old.txt:2' is not FILE:RATIO"),
+        (("align", "main", "--to", "encoder", "--data", "anchors.jsonl"), 6, "not on a BertModel"),
         (("update", "--data", "new.txt", "--compat-with", "main~1", "--compat-data", "empty.jsonl"), 2, "empty"),
         (("align", "main", "--to", "foreign", "--data", "anchors.jsonl"), 6, "another vocabulary"),
         (("update", "--data", "new.txt", "--seq-len", "16", "--compat-with", "foreign", "--compat-data", "anchors.jsonl"), 6, "vocabulary"),
@@ -81,6 +85,8 @@ def test_what_cannot_be_done_is_said_and_nothing_moves(ready, words, code, said)
     write("wrong.jsonl", [{"prompt": "the river is", "answer": "w3 w4 w5 w6 w7"}])
     if "foreign" in words:
         foreign()
+    if "encoder" in words:
+        ok("import", tiny_encoder(Path("encoder")), "--branch", "encoder")
     answer = run_cli(*words, "--steps", "2", "--json")
     assert answer.code == code, answer
     assert said in answer.error["message"]
