@@ -113,7 +113,8 @@ def apply(
 
     if len(strengths) not in (0, 1, len(names)):
         raise BadParameter(
-            f"{len(strengths)} strengths are given for {len(names)} patches", hint="--strength X, or one for each: --strength X,Y"
+            f"{len(strengths)} strengths are given for {len(names)} {'patch' if len(names) == 1 else 'patches'}",
+            hint="--strength X, or one for each: --strength X,Y",
         )
     found = [find(repo, name) for name in names]
     start, state = _state(repo, ref, how)
@@ -199,7 +200,7 @@ def _refuse_removal(repo: Repository, name: str, state: Overlay) -> None:
             raise Incompatible(said, hint=_way(repo, by, name))
     find(repo, name)
     here = ", ".join(patch.name for patch in state.patches) or "no patch at all"
-    raise BadParameter(f"{name} does not lie over this version; {here} does", hint="mlc patch list")
+    raise BadParameter(f"{name} does not lie over this version; {here} {'do' if len(state.patches) > 1 else 'does'}", hint="mlc patch list")
 
 
 def _way(repo: Repository, by: CommitId, name: str) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ...registry.errors import BadParameter
+from ...registry.errors import BadParameter, InputNotFound
 from ..context import Session
 from ..options import complete_rev
 
@@ -37,6 +37,8 @@ def run(
     if len(line) < 2:
         raise BadParameter("there is one version only, and nothing before it", hint="mlc drift OLD NEW")
     document: dict[str, Any] = {"revs": line, "steps": steps(session, line, suite, measure=measure)}
+    if suite and document["steps"] and not any(step["suites"] for step in document["steps"]):
+        raise InputNotFound(f"{', '.join(suite)} was measured on both sides of no step", hint=f"mlc eval REV --suite {suite[0]}")
     session.show(document, lambda: _render(session, document))
     if document["steps"]:
         last = document["steps"][-1]

@@ -46,7 +46,8 @@ def run(
             stated = outcome.check["rmm"]
             return f"Rebuilt with a relative error of {stated['error']:.2g}" + (", byte for byte." if stated.get("same_bytes") else ".")
         left = outcome.commit.op.params["ingredients"]
-        return f"Snapshot {outcome.commit.snapshot} is that of the merge of {', '.join(one[:12] for one in left)}."
+        what = "the merge of " if len(left) > 1 else ""
+        return f"Snapshot {outcome.commit.snapshot} is that of {what}{', '.join(one[:12] for one in left)}."
 
     conduct(
         session,

@@ -56,3 +56,8 @@ def test_a_rule_may_bound_how_many_answers_change(work):
     step = ok("drift", work.first, work.second)["steps"][0]["suites"]
     assert outcomes["same-answers"]["got"] == max(s["mismatch_lower95"] for s in step.values() if s["mismatch_lower95"] is not None)
     assert outcomes["one"]["outcome"] == "skipped"
+
+
+def test_drift_on_a_suite_that_nothing_was_measured_on_is_an_error(work):
+    answer = run_cli("drift", "main~1", "main", "--suite", "fatcs", "--json")
+    assert (answer.code, answer.error["hint"]) == (3, "mlc eval REV --suite fatcs"), answer

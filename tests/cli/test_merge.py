@@ -30,7 +30,7 @@ def test_the_answer_is_a_commit_with_both_parents_and_it_can_be_taken_apart_agai
     assert made["delta"]["bytes_stored"] <= 4096
     answer = run_cli("unmerge", "main", "--remove", "side")
     assert answer.code == 0, answer
-    assert f"is that of the merge of {pair.second[:12]}." in answer.out
+    assert f"is that of {pair.second[:12]}." in answer.out
     assert ok("show", "main")["commit"]["snapshot"] == ok("show", pair.second)["commit"]["snapshot"]
 
 
