@@ -76,9 +76,11 @@ def _examined(
     for name, view in views.items():
         require_same_tokenizer(start, view, suspect[:12] if name == "suspect" else beside[:12])
     trained = trained_rows(op, start, stream, data, limit)
+    begin = trained.begin if commit.op.version >= 2 else None  # older updates read the documents of a row as one text
     losses: dict[str, list[float]] = {}
     for name, view in views.items():
-        losses[name] = row_losses(view, trained.rows, lambda done, name=name: session.progress(name, done, len(trained.rows)))
+        told = lambda done, name=name: session.progress(name, done, len(trained.rows))  # noqa: E731
+        losses[name] = row_losses(view, trained.rows, told, begin)
     differences = [x - y for x, y in zip(losses["suspect"], losses["reference"], strict=True)]
     return {
         "a": made,

@@ -127,6 +127,7 @@ class Trained:
     rows: Tensor
     steps: tuple[int, ...]
     times: int  # how often a row was read at most
+    begin: int | None = None  # the id that begins each document, where the run read documents apart (`engine/documents.py`)
 
 
 def trained_rows(op: Update, view: ModelView, stream: Stream, path: str, limit: int | None = None) -> Trained:
@@ -151,9 +152,10 @@ def trained_rows(op: Update, view: ModelView, stream: Stream, path: str, limit: 
     special = special_tokens(view, core)
     marks = Marks(*(core.token_to_id(special[k]) if k in special else None for k in ("bos_token", "eos_token")))
     if told.name.startswith("replay"):
-        rows = pack(read_corpus(path), core, marks, stream.seq_len, holdout=op.holdout or 0.05).train
+        packed = pack(read_corpus(path), core, marks, stream.seq_len, holdout=op.holdout or 0.05)
     else:
-        rows = pack(read_thinned(path, op.dedup), core, marks, stream.seq_len, holdout=op.holdout, least=op.batch).train
+        packed = pack(read_thinned(path, op.dedup), core, marks, stream.seq_len, holdout=op.holdout, least=op.batch)
+    rows = packed.train
     if not told.chosen and rows_digest(rows) != told.digest:
         raise CheckFailed(f"the rows made of {path} are not those that the run read", hint="tokenizer or row making has changed since")
     seen = sorted(stream.last_seen(number).items(), key=lambda pair: (pair[1], pair[0]))
@@ -161,7 +163,7 @@ def trained_rows(op: Update, view: ModelView, stream: Stream, path: str, limit: 
         seen = [seen[i * len(seen) // limit] for i in range(limit)]
     if len(seen) < LEAST:
         raise BadParameter(f"the run read {len(seen)} rows of {path}: at least {LEAST} are needed", hint="a run of more steps")
-    return Trained(rows[torch.tensor([row for row, _ in seen])], tuple(step for _, step in seen), stream.times_seen(number))
+    return Trained(rows[torch.tensor([row for row, _ in seen])], tuple(step for _, step in seen), stream.times_seen(number), packed.begin)
 
 
 def require_same_tokenizer(view: ModelView, other: ModelView, name: str) -> None:
@@ -172,20 +174,25 @@ def require_same_tokenizer(view: ModelView, other: ModelView, name: str) -> None
         )
 
 
-def row_losses(view: ModelView, rows: Tensor, told: Callable[[int], None] | None = None) -> list[float]:
-    """Mean next-token loss of each row in nats, fp32 forward, sums in fp64. Raises CheckFailed where it is no number."""
+def row_losses(view: ModelView, rows: Tensor, told: Callable[[int], None] | None = None, begin: int | None = None) -> list[float]:
+    """Mean next-token loss of each row in nats, fp32 forward, sums in fp64. Raises CheckFailed where it is no number.
+
+    begin: the id that begins each document: documents are read apart, as training reads them, by models that can.
+    """
     import torch
 
+    from ..engine.documents import logits_of, reads_apart
     from ..engine.local import placed, token_losses
     from ..models import load_model
 
     module: Any = placed(load_model(view, dtype=torch.float32)).eval()
     where = next(module.parameters()).device
     found: list[float] = []
+    apart = begin if begin is not None and reads_apart(module, begin) else None
     with torch.no_grad():
         for part in rows.split(BATCH):
             ids = part.to(where)
-            found += token_losses(module(input_ids=ids, use_cache=False).logits, ids).double().mean(1).tolist()
+            found += token_losses(logits_of(module, ids, (apart,) * len(ids)), ids).double().mean(1).tolist()
             if told is not None:
                 told(len(found))
     if not all(map(math.isfinite, found)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 
@@ -11,8 +12,10 @@ import torch
 from mlc.ops.data.mixing import Mixture, Source
 from mlc.ops.data.stream import read_stream, write_stream
 from mlc.ops.engine import LocalEngine, TrainSettings
-from mlc.ops.engine.local import language_loss
+from mlc.ops.engine.documents import logits_of
+from mlc.ops.engine.local import language_loss, token_losses
 from mlc.ops.evaluate.provenance import correlation, course, lower_tail, order_test, ranks, require_same_tokenizer, row_losses, trained_rows
+from mlc.ops.models import load_model
 from mlc.ops.update.train import Update
 from mlc.registry.errors import BadInputFile, BadParameter, CheckFailed, Incompatible
 from mlc.tests.factories import WORDS, tiny_model
@@ -162,6 +165,26 @@ def test_the_rows_of_a_run_are_made_again_from_its_file(view, text, more):
     assert list(found.steps) == sorted(found.steps)
     assert len(trained_rows(op, view, stream, str(text), limit=30).rows) == 30
     assert len(row_losses(after, found.rows)) == len(found.rows)
+
+
+def test_documents_of_a_row_are_scored_apart_as_training_read_them(view, tmp_path):
+    generator = random.Random(1)
+    path = tmp_path / "new.jsonl"
+    path.write_text("".join(json.dumps({"text": " ".join(generator.choice(WORDS) for _ in range(4))}) + "\n" for _ in range(120)))
+    op = Update(data=str(path), steps=10, batch=4, seq_len=12)
+    after, stream = ran(view, op)
+    found = trained_rows(op, view, stream, str(path))
+    assert found.begin is not None
+    at = next(i for i, row in enumerate(found.rows.tolist()) if found.begin in row[1:])
+    row = found.rows[at : at + 1]
+    second = row[0].tolist().index(found.begin, 1)
+    other = row.clone()
+    other[0, 1 : second - 1] = row[0, 1 : second - 1].flip(0)  # the first document otherwise
+    module = load_model(after, dtype=torch.float32).eval()
+    losses = [token_losses(logits_of(module, ids, (found.begin,)), ids)[0].tolist() for ids in (row, other)]
+    assert row_losses(after, row, begin=found.begin) == pytest.approx([sum(losses[0]) / len(losses[0])], abs=1e-6)
+    assert losses[0][second:] == pytest.approx(losses[1][second:], abs=1e-5)
+    assert row_losses(after, row) != pytest.approx(row_losses(after, row, begin=found.begin), abs=1e-6)
 
 
 def test_rows_that_cannot_be_told_are_refused(view, text, tmp_path):
