@@ -135,7 +135,7 @@ class Merge(Operation):
         from . import stream
 
         recipe = self.recipe()
-        stream.prepare(self, recipe, stream._views(self, recipe, view, run), view, run)
+        stream.prepare(self, recipe, stream.views_of(self, recipe, view, run), view, run)
         return {}
 
     def apply(self, view: ModelView, run: Run) -> Iterator[Change]:

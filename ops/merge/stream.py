@@ -57,7 +57,7 @@ def apply(op: Merge, view: ModelView, run: Run) -> Iterator[Change]:
 
         data = Path(op.config).read_bytes()
         run.input(InputRecord("config", Path(op.config).name, blob_digest(data), len(data)))
-    views = _views(op, recipe, view, run)
+    views = views_of(op, recipe, view, run)
     job = prepare(op, recipe, views, view, run)
     outputs = tie_heads(job.outputs, views)
     with threads(1):  # sums inside a tensor are split by torch's threads; these work side by side instead
@@ -77,7 +77,7 @@ def apply(op: Merge, view: ModelView, run: Run) -> Iterator[Change]:
     yield from changed_files(recipe, views, view, job.vocabulary, recipe.out_dtype or recipe.dtype)
 
 
-def _views(op: Merge, recipe: Recipe, view: ModelView, run: Run) -> dict[str, ModelView]:
+def views_of(op: Merge, recipe: Recipe, view: ModelView, run: Run) -> dict[str, ModelView]:
     own = op.ingredients[0] if op.config is None else None
     views = {name: view if name == own else run.version(name) for name in recipe.names()}
     if view.adapter or not any(other.snapshot_id == view.snapshot_id for other in views.values()):
