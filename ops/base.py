@@ -51,7 +51,7 @@ class SetTensor:
     """`name` now holds `data`. `base` names the parent's tensor it is best stored against (default: same name).
 
     `derived` says which pinned function of stored tensors `data` is; an operation that computes it by `registry.delta.derived.derive`
-    is stored as the recipe alone. `data` on torch's `meta` device says type and shape only: storage computes what is derived, piece by piece.
+    is stored as the recipe alone. `data` on the `meta` device says type and shape only: storage computes what is derived, piece by piece.
     """
 
     name: str
