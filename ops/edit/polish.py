@@ -5,7 +5,8 @@ in R, so the edited model can be run from that block on without writing anything
 steps of the targets' own optimiser on R, with A as it is, mend what the closed form could not know. The solution stays of rank u.
 
 How much drift a fact is worth differs from model to model, and an expectation over keys does not tell. So it is looked at: while facts are
-still far when the steps are made and a sample of ordinary text hardly notices the write, drift counts for less and some more steps follow.
+still far when the steps are made and a sample of ordinary text hardly notices the write, drift counts for less and some more steps follow;
+where these do not bring fewer facts to be far, they are not taken.
 """
 
 from __future__ import annotations
@@ -73,13 +74,14 @@ def polish(
     parts = [(part, reached(model, layer, part.batch, written)) for part in parts_of(model, layer, groups, settings.kl, before)]
     change = residual.T.float().contiguous().to(model.device)
     radius = radius.float().to(model.device)
-    adam, best, least, far, first, turns = Adam(PACE * rate, change), change, float("inf"), False, 0.0, 0
+    adam, best, least, far, first, turns = Adam(PACE * rate, change), change, float("inf"), 0, 0.0, 0
+    firm: tuple[Tensor, float, int] | None = None  # what there was before drift counted for less
     for step in range(1, STEPS + TURNS * MORE + 1):
         losses, asked, gradient = _measure(model, layer, parts, change, drift, beyond)
         mean = losses.mean().item()
         first = mean if step == 1 else first
         if mean < least:
-            best, least, far = change, mean, bool((asked > FAR).any())
+            best, least, far = change, mean, int((asked > FAR).sum())
         end = STEPS + turns * MORE
         if progress is not None:
             progress(step, end)
@@ -91,8 +93,10 @@ def polish(
             if noticed(model, layer, ordinary, written, best) > NOTICED:
                 break
             # The search goes on where it is, with its moments: begun again at its best it would first be thrown far off.
-            drift, least, turns = (drift[0], drift[1] / EASE), float("inf"), turns + 1
+            firm, drift, least, turns = (best, least, far), (drift[0], drift[1] / EASE), float("inf"), turns + 1
         change = clamped(change - adam.move(step, gradient), radius)
+    if firm is not None and far >= firm[2]:
+        (best, least, _), turns = firm, turns - 1
     return Polished(best.T.double(), first, least, turns)
 
 

@@ -10,7 +10,7 @@ from mlc.ops.edit import polish
 from mlc.ops.edit.contexts import contexts_of
 from mlc.ops.edit.prompts import Prompter, groups_of
 from mlc.ops.edit.site import Editable
-from mlc.ops.edit.targets import Settings
+from mlc.ops.edit.targets import Settings, parts_of
 from mlc.ops.evaluate.coder import Coder
 from mlc.ops.models import load_tokenizer
 from mlc.tests.factories import tiny_model
@@ -36,7 +36,7 @@ def view(tmp_path_factory):
 class Case:
     """Two facts to be written at block 1 of a tiny model, at a weight of drift that leaves them far."""
 
-    def __init__(self, view, weight=300.0):
+    def __init__(self, view, weight=30.0):
         self.model = Editable(view)
         self.groups = groups_of(FACTS, Prompter(Coder(load_tokenizer(view)), 64), ["one two"])
         keys = contexts_of(self.model, 1, self.groups).keys
@@ -48,16 +48,14 @@ class Case:
     def __call__(self, text=True, **settings):
         ordinary = polish.sample(self.model, self.rows) if text else None
         return polish.polish(
-            self.model, 1, self.groups, self.residual, self.written, torch.full((2,), 50.0), 0.05,
+            self.model, 1, self.groups, self.residual, self.written, torch.full((2,), 50.0), 0.003,
             Settings(kl=0.0, **settings), self.drift, ordinary=ordinary,
         )  # fmt: skip
 
-    def price(self, residual):
-        """Loss of the new answers alone, without drift."""
-        case = polish.polish(
-            self.model, 1, self.groups, residual, self.written, torch.full((2,), 50.0), 0.0, Settings(kl=0.0), None
-        )  # fmt: skip
-        return case.before
+    def asked(self, residual):
+        """Loss of each fact's new answers, without drift."""
+        parts = [(part, polish.reached(self.model, 1, part.batch, self.written)) for part in parts_of(self.model, 1, self.groups, 0.0)]
+        return polish._measure(self.model, 1, parts, residual.T.float(), None, None)[1]
 
 
 def test_facts_that_are_far_are_given_more_room_while_ordinary_text_hardly_notices(view, monkeypatch):
@@ -65,9 +63,19 @@ def test_facts_that_are_far_are_given_more_room_while_ordinary_text_hardly_notic
     stays = case(text=False)
     assert stays.turns == 0
     monkeypatch.setattr(polish, "NOTICED", 1e9)
+    monkeypatch.setattr(polish, "FAR", case.asked(stays.residual).max().item() - 0.005)
     eased = case()
-    assert eased.turns == polish.TURNS
-    assert case.price(eased.residual) < case.price(stays.residual) - 0.005
+    assert eased.turns == 1
+    assert bool((case.asked(eased.residual) < polish.FAR).any())
+
+
+def test_more_room_that_brings_no_fact_nearer_is_not_taken(view, monkeypatch):
+    monkeypatch.setattr(polish, "NOTICED", 1e9)
+    monkeypatch.setattr(polish, "FAR", 0.0)  # every fact is far, before and after
+    case = Case(view)
+    found = case()
+    assert found.turns == 0
+    assert torch.equal(found.residual, case(text=False).residual)
 
 
 @pytest.mark.parametrize(("noticed", "far"), [(-1.0, polish.FAR), (1e9, 1e9)], ids=["ordinary text notices", "no fact is far"])
