@@ -64,6 +64,24 @@ def wide(found: list[dict[str, Any]] | None) -> str:
     return "\n".join(f"**{part}**\n\n" + columns(rows, {key: key.replace("_", " ") for key in rows[0]}) for part, rows in by_part.items())
 
 
+def reverts(found: dict[str, Any] | None) -> str:
+    """`reverts.py`: single facts of an edit taken back."""
+    if not found:
+        return ABSENT
+    rows = []
+    for row in sorted(found["rows"], key=lambda r: (r["model"], r["subjects"], r["seed"])):
+        back = [revert for revert in row["reverts"] if "refused" not in revert]
+        whole = sum(revert["lost"] == 0 and revert["restored"] >= 0.95 for revert in back)
+        moved = max((revert.get("moved", 0.0) for revert in back), default=None)
+        least = min((revert["restored"] for revert in back), default=None)
+        rows.append([
+            row["model"], row["subjects"], row["seed"], said(row["efficacy"], 2), f"{whole} of {len(row['reverts'])}", said(least, 4),
+            sum(revert["lost"] for revert in back), sum(bool(revert["corrected"]) for revert in back), said(moved), row["rollback_exact"],
+        ])  # fmt: skip
+    head = ["model", "subjects", "seed", "efficacy of the edit", "back, the others hold", "least restored", "others lost"]
+    return table([*head, "reverts corrected", "most of R moved", "rollback exact"], rows)
+
+
 # --- merges and patches ----------------------------------------------------------------------------------
 
 
@@ -252,6 +270,12 @@ CHAPTERS: dict[str, tuple[str, str, Callable[[Any], str]]] = {  # key -> title, 
         "`edits.py`: `mlc edit` on the small fact models, `--layers auto`; facts drawn with the seed, learnt from a prompt and three "
         "wordings, asked in wordings that nobody saw.",
         edits,
+    ),
+    "reverts": (
+        "Single facts taken back",
+        "`reverts.py`: one of twenty facts is taken back, ten different ones in turn, each from the whole edit. Restored: share of the "
+        "preference for the answer before; asked for is .95, and that no other fact of the edit turns.",
+        reverts,
     ),
     "wide": (
         "A hundred facts",

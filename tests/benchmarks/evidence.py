@@ -139,6 +139,7 @@ def scripts(place: Path) -> dict[str, list[list[str]]]:
 
     found = {
         "edits": [["edits.py", *out("edits")]],
+        "reverts": [["reverts.py", "--seeds", "31,32", *out("reverts")]],
         "wide": [["wider.py", wide, "0", "1000"], ["wide_edits.py", wide, "--seeds", "0,1", *out("wide")]],
         "merges": [["forks.py", forks], ["forks.py", forks, "people"], ["merges.py", "--forks", forks, *out("merges")]],
         "mergekit": [["bench_merge.py"]],
@@ -181,8 +182,8 @@ def gather(seeds: list[int], place: Path) -> dict[str, Any]:
     reports = []
     if (walk.MATERIAL / "models").is_dir():
         for seed in seeds:
-            with tempfile.TemporaryDirectory() as place:
-                reports.append(walk.stories_walk(Path(place) / "work", seed=seed))
+            with tempfile.TemporaryDirectory() as room:
+                reports.append(walk.stories_walk(Path(room) / "work", seed=seed))
     here = (walk.MATERIAL / "models").is_dir()
     forgot = [forgetting(seed) for seed in seeds] if here else []
     classes = digits.table(list(range(5)), list(digits.MODELS), list(digits.METHODS)) if here else {"passed": {}}

@@ -57,13 +57,18 @@ def main() -> None:
     ask.add_argument("--seeds", default="31")
     ask.add_argument("--subjects", default="one,several")
     ask.add_argument("--taken", type=int, default=10, help="facts taken back, each from the whole edit")
+    ask.add_argument("--out", type=Path, help="file of the rows, written anew after each")
     given = ask.parse_args()
+    rows = []
     for model in given.models.split(","):
         for seed in map(int, given.seeds.split(",")):
             for kind in given.subjects.split(","):
                 with tempfile.TemporaryDirectory() as place:
-                    print(json.dumps(row(model, given.edits, seed, kind == "several", Path(place), given.taken)))
-                    sys.stdout.flush()
+                    rows.append(row(model, given.edits, seed, kind == "several", Path(place), given.taken))
+                print(json.dumps(rows[-1]))
+                sys.stdout.flush()
+                if given.out:
+                    given.out.write_text(json.dumps({"rows": rows}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
