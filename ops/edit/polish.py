@@ -6,7 +6,7 @@ steps of the targets' own optimiser on R, with A as it is, mend what the closed 
 
 How much drift a fact is worth differs from model to model, and an expectation over keys does not tell. So it is looked at: while facts are
 still far when the steps are made and a sample of ordinary text hardly notices the write, drift counts for less and some more steps follow;
-where these do not bring fewer facts to be far, they are not taken.
+where these do not bring fewer facts to be far, or text notices too much of them, they are not taken.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PACE = 1.0  # of the targets' rate
 TURNS, MORE = 1, 40  # how often drift may count for less, and the steps that follow each time
 EASE = 3.0  # by how much less
 FAR = 0.5  # loss of a subject's own answers above which more is tried
-NOTICED = 0.125  # nats per token that the answers of ordinary text are away from those before any write: no more is tried
+NOTICED = 0.14  # nats per token that the answers of ordinary text may be away from those before any write, for more to be tried and taken
 ROWS = 64  # of the sample of ordinary text: what a write does to it lies in few tokens, so many are asked
 LOGITS = 1 << 22  # of the sample, held at once
 
@@ -95,7 +95,7 @@ def polish(
             # The search goes on where it is, with its moments: begun again at its best it would first be thrown far off.
             firm, drift, least, turns = (best, least, far), (drift[0], drift[1] / EASE), float("inf"), turns + 1
         change = clamped(change - adam.move(step, gradient), radius)
-    if firm is not None and far >= firm[2]:
+    if firm is not None and ordinary is not None and (far >= firm[2] or noticed(model, layer, ordinary, written, best) > NOTICED):
         (best, least, _), turns = firm, turns - 1
     return Polished(best.T.double(), first, least, turns)
 

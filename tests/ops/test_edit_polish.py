@@ -78,6 +78,18 @@ def test_more_room_that_brings_no_fact_nearer_is_not_taken(view, monkeypatch):
     assert torch.equal(found.residual, case(text=False).residual)
 
 
+def test_more_room_that_text_notices_too_much_of_is_not_taken(view, monkeypatch):
+    case = Case(view)
+    stays = case(text=False)
+    monkeypatch.setattr(polish, "FAR", case.asked(stays.residual).max().item() - 0.005)
+    text = polish.sample(case.model, case.rows)
+    before = polish.noticed(case.model, 1, text, case.written, stays.residual.T.float())
+    monkeypatch.setattr(polish, "NOTICED", before * 1.0001 + 1e-9)
+    found = case()
+    assert found.turns == 0
+    assert torch.equal(found.residual, stays.residual)
+
+
 @pytest.mark.parametrize(("noticed", "far"), [(-1.0, polish.FAR), (1e9, 1e9)], ids=["ordinary text notices", "no fact is far"])
 def test_otherwise_the_weight_of_drift_stays(view, monkeypatch, noticed, far):
     monkeypatch.setattr(polish, "NOTICED", noticed)
