@@ -139,7 +139,7 @@ def test_wrong_requests_are_refused_and_nothing_is_committed(repo, weather, tmp_
         (lambda: apply(repo, "rain", "rain"), BadParameter, "the same signature as one named before", 2),
         (lambda: remove(repo, "rain"), BadParameter, "rain does not lie over this version; fog does", 2),
         (lambda: remove(repo, "fog", "fog"), BadParameter, "fog is named twice", 2),
-        (lambda: apply(repo, "rain", strengths=[1.0, 2.0]), BadParameter, "2 strengths are given for 1 patches", 2),
+        (lambda: apply(repo, "rain", strengths=[1.0, 2.0]), BadParameter, "2 strengths are given for 1 patch$", 2),
         (lambda: apply(repo, "rain", strengths=[-1.0]), BadParameter, "a strength lies between 0 and 100", 2),
         (lambda: apply(repo, "rain", ref="other"), ShapeMismatch, "patch rain was made for a model of .* another architecture", 6),
         (lambda: patches.extract(repo, "other", "main", name="x"), Incompatible, "share no ancestor", 6),
