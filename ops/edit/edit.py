@@ -32,7 +32,7 @@ class Edit(Operation):
     """Write facts into the model's weights."""
 
     name: ClassVar[str] = "edit"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     needs_forward: ClassVar[bool] = True
 
     facts: str | None = option(None, help="facts to write: JSONL with subject, prompt (one {}) and target_new")
