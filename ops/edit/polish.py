@@ -33,12 +33,10 @@ LOGITS = 1 << 22  # of the sample, held at once
 
 @dataclass(frozen=True, slots=True)
 class Polished:
-    """R [d1, u] float64 after the correction; mean loss before and after; how often drift was made to count for less."""
+    """R [d1, u] float64 after the correction, and how often drift was made to count for less."""
 
     residual: Tensor
-    before: float
-    after: float
-    turns: int = 0
+    turns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +72,11 @@ def polish(
     parts = [(part, reached(model, layer, part.batch, written)) for part in parts_of(model, layer, groups, settings.kl, before)]
     change = residual.T.float().contiguous().to(model.device)
     radius = radius.float().to(model.device)
-    adam, best, least, far, first, turns = Adam(PACE * rate, change), change, float("inf"), 0, 0.0, 0
-    firm: tuple[Tensor, float, int] | None = None  # what there was before drift counted for less
+    adam, best, least, far, turns = Adam(PACE * rate, change), change, float("inf"), 0, 0
+    firm: tuple[Tensor, int] | None = None  # what there was before drift counted for less
     for step in range(1, STEPS + TURNS * MORE + 1):
         losses, asked, gradient = _measure(model, layer, parts, change, drift, beyond)
         mean = losses.mean().item()
-        first = mean if step == 1 else first
         if mean < least:
             best, least, far = change, mean, int((asked > FAR).sum())
         end = STEPS + turns * MORE
@@ -93,11 +90,11 @@ def polish(
             if noticed(model, layer, ordinary, written, best) > NOTICED:
                 break
             # The search goes on where it is, with its moments: begun again at its best it would first be thrown far off.
-            firm, drift, least, turns = (best, least, far), (drift[0], drift[1] / EASE), float("inf"), turns + 1
+            firm, drift, least, turns = (best, far), (drift[0], drift[1] / EASE), float("inf"), turns + 1
         change = clamped(change - adam.move(step, gradient), radius)
-    if firm is not None and ordinary is not None and (far >= firm[2] or noticed(model, layer, ordinary, written, best) > NOTICED):
-        (best, least, _), turns = firm, turns - 1
-    return Polished(best.T.double(), first, least, turns)
+    if firm is not None and ordinary is not None and (far >= firm[1] or noticed(model, layer, ordinary, written, best) > NOTICED):
+        best, turns = firm[0], turns - 1
+    return Polished(best.T.double(), turns)
 
 
 def sample(model: Editable, rows: Tensor) -> Ordinary:

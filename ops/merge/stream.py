@@ -7,9 +7,8 @@ thread and many give the same bytes. What is equal in all versions, and stays so
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ...registry.delta.buffers import recycling
-from ...registry.delta.crew import alone, enlist
+from ...registry.delta.crew import alone, drawn, enlist
 from ...registry.delta.derived import ELECT, LINEAR, TASK, Derived
 from ...registry.delta.derived import FLOATS as DERIVABLE
 from ...registry.errors import CheckFailed, Incompatible
@@ -320,15 +319,5 @@ def _in_order(outputs: Iterable[Output], work: Callable[[Output], list[Change]],
     if count == 1:
         yield from map(work, outputs)
         return
-    waiting: deque[Future[list[Change]]] = deque()
     with ThreadPoolExecutor(count, thread_name_prefix="merge", initializer=enlist) as pool:
-        try:
-            for output in outputs:
-                waiting.append(pool.submit(work, output))
-                if len(waiting) >= count + AHEAD:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+        yield from drawn(pool, work, outputs, count + AHEAD)

@@ -47,11 +47,16 @@ def in_order(function: Callable[[A], B], items: Sequence[A]) -> Iterator[B]:
     if len(items) < 2 or _processors() < 2 or getattr(_WORKER, "busy", False):
         yield from map(function, items)
         return
+    yield from drawn(_pool(), function, items, min(MOST, _processors()) + 1)
+
+
+def drawn(pool: ThreadPoolExecutor, function: Callable[[A], B], items: Iterable[A], most: int) -> Iterator[B]:
+    """Results of a pool's work in the order of the items; no more than `most` are ever under way or waiting."""
     waiting: deque[Future[B]] = deque()
     try:
         for item in items:
-            waiting.append(_pool().submit(function, item))
-            if len(waiting) > min(MOST, _processors()):
+            waiting.append(pool.submit(function, item))
+            if len(waiting) >= most:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
