@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ...registry.errors import BadParameter, Incompatible, ShapeMismatch
-from ..arch import family_of, role_of
+from ..arch import blocks_of, family_of, role_of
 from .overlay import FLOATS
 from .quantise import BITS, TERNARY, quantise
 from .signature import Kind, Part, architecture_of, encode
@@ -130,20 +130,29 @@ def check_same(clean: ModelView, other: ModelView, what: str) -> None:
 
 def _chosen(view: ModelView, layers: str) -> frozenset[str]:
     """Names of the tensors that a signature may hold. shallow:K: embeddings and the first K blocks; in a convolutional network the first
-    K convolutions, by natural order of names, with what stands beside them (bias, normalisation)."""
+    K convolutions, by natural order of names, with what stands beside them (bias, normalisation). Raises BadParameter for a K that the model
+    does not have, Incompatible where layers are not known."""
     names = view.names()
     if layers == "all":
         return frozenset(names)
     count = int(layers.partition(":")[2])
     family = family_of(view.config)
     if family is not None:
+        _check_depth(count, blocks_of(family, names), "block")
         roles = {name: role_of(family, name) for name in names}
         return frozenset(n for n, (layer, role) in roles.items() if (layer is not None and layer < count) or _embeds(n, layer, role))
     convolutions = sorted((n for n in names if len(view.entry(n).shape) == 4 and n.endswith(".weight")), key=_natural)
     if not convolutions:
         raise Incompatible("which of its layers are shallow is not known for this architecture", hint="--layers all")
+    _check_depth(count, len(convolutions), "convolution")
     units = tuple(_beside(name) for name in convolutions[:count])
     return frozenset(name for name in names if name.startswith(units))
+
+
+def _check_depth(count: int, there: int, what: str) -> None:
+    if count > there:
+        said = f"--layers asks for the first {count} {what}s; the model has {there}"
+        raise BadParameter(said, hint=f"--layers shallow:{there}, or --layers all" if there else "--layers all")
 
 
 def _embeds(name: str, layer: int | None, role: str) -> bool:

@@ -87,6 +87,13 @@ def test_wrong_words_have_their_exit_codes_and_a_way_on(lenient, words, code, ki
     assert answer.out == ""
 
 
+def test_more_shallow_blocks_than_there_are_are_refused_and_nothing_is_named(robust):
+    answer = run_cli("patch", "extract", "robust", "main", "--name", "fog", "--layers", "shallow:9", "--json")
+    assert (answer.code, answer.error["kind"]) == (2, "BadParameter")
+    assert answer.error["message"] == "--layers asks for the first 9 blocks; the model has 2."
+    assert ok("patch", "list")["patches"] == []
+
+
 @pytest.fixture
 def labelled(lenient):
     """Words with answers, enough to train on and to measure."""

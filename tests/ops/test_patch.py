@@ -119,6 +119,16 @@ def test_shallow_means_the_first_convolutions_or_embeddings_and_the_first_blocks
         extract(moved(plain, 1), plain, plain, kind_of("8", None, "shallow:1", 1))
 
 
+def test_more_shallow_layers_than_a_model_has_are_refused(tmp_path):
+    vit, convolutional = MemoryView.of(tiny_model(tmp_path / "vit", "vit")), small()
+    for view, there, what in ((vit, 2, "block"), (convolutional, 1, "convolution")):
+        all_of_them = decode(extract(moved(view, 1), view, view, kind_of("8", None, f"shallow:{there}", 1)))
+        assert all_of_them.kind.layers == f"shallow:{there}"
+        with pytest.raises(BadParameter, match=f"asks for the first {there + 1} {what}s; the model has {there}$") as caught:
+            extract(moved(view, 1), view, view, kind_of("8", None, f"shallow:{there + 1}", 1))
+        assert f"shallow:{there}" in caught.value.hint
+
+
 # --- codes -----------------------------------------------------------------------------------------------
 
 
