@@ -24,9 +24,12 @@ RIDGE = 1e-5
 BATCH = 16
 
 
-def features(module: Any, rows: Tensor, seed: int, told: Callable[[int], None] | None = None) -> Tensor:
-    """fp32 [n, SIDE^2]: the projected gradient of each row's mean next-token loss; rows int64 [n, seq_len]. `module` stays as it was."""
-    from ..engine.local import token_losses
+def features(module: Any, rows: Tensor, seed: int, told: Callable[[int], None] | None = None, begin: int | None = None) -> Tensor:
+    """fp32 [n, SIDE^2]: the projected gradient of each row's mean next-token loss; rows int64 [n, seq_len]. `module` stays as it was.
+
+    begin: as in `engine.local.read_losses`.
+    """
+    from ..engine.local import read_losses
 
     where = next(module.parameters()).device
     with _watched(module, seed) as (linear, project):
@@ -35,7 +38,7 @@ def features(module: Any, rows: Tensor, seed: int, told: Callable[[int], None] |
             linear.clear()
             ids = part.to(where)
             with torch.enable_grad():
-                total = token_losses(module(input_ids=ids, use_cache=False).logits, ids).mean(1).sum()
+                total = read_losses(module, ids, begin).mean(1).sum()
                 deltas = torch.autograd.grad(total, [out for _, _, out in linear])
             sums = torch.zeros(len(part), SIDE, SIDE, device=where)
             for (name, x, out), delta in zip(linear, deltas, strict=True):

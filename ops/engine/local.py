@@ -252,11 +252,17 @@ def token_losses(logits: Tensor, ids: Tensor) -> Tensor:
     return nn.functional.cross_entropy(flat, ids[:, 1:].flatten(), reduction="none").view(len(ids), -1)
 
 
+def read_losses(module: nn.Module, ids: Tensor, begin: int | None = None) -> Tensor:
+    """`token_losses` of rows int64 [n, seq_len] as an update reads them: `begin` names the id that begins each document, for models that
+    `documents.reads_apart`; None: a row is one text."""
+    return token_losses(logits_of(module, ids, (begin,) * len(ids)), ids)
+
+
 @torch.no_grad()
 def mean_loss(module: nn.Module, rows: Tensor, *, batch: int = 8, begin: int | None = None) -> float:
-    """Mean next-token loss in nats over rows int64 [n, seq_len]; sums in fp64. `begin`: see `documents.positions`."""
+    """Mean next-token loss in nats over rows int64 [n, seq_len]; sums in fp64. `begin`: see `read_losses`."""
     module.eval()
     where = next(module.parameters()).device
     parts = (p.to(where) for p in rows.split(batch))
-    sums = [token_losses(logits_of(module, p, (begin,) * len(p)), p).double().sum().item() for p in parts]
+    sums = [read_losses(module, p, begin).double().sum().item() for p in parts]
     return sum(sums) / (rows.shape[0] * (rows.shape[1] - 1))

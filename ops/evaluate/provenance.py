@@ -181,8 +181,8 @@ def row_losses(view: ModelView, rows: Tensor, told: Callable[[int], None] | None
     """
     import torch
 
-    from ..engine.documents import logits_of, reads_apart
-    from ..engine.local import placed, token_losses
+    from ..engine.documents import reads_apart
+    from ..engine.local import placed, read_losses
     from ..models import load_model
 
     module: Any = placed(load_model(view, dtype=torch.float32)).eval()
@@ -191,8 +191,7 @@ def row_losses(view: ModelView, rows: Tensor, told: Callable[[int], None] | None
     apart = begin if begin is not None and reads_apart(module, begin) else None
     with torch.no_grad():
         for part in rows.split(BATCH):
-            ids = part.to(where)
-            found += token_losses(logits_of(module, ids, (apart,) * len(ids)), ids).double().mean(1).tolist()
+            found += read_losses(module, part.to(where), apart).double().mean(1).tolist()
             if told is not None:
                 told(len(found))
     if not all(map(math.isfinite, found)):

@@ -285,11 +285,10 @@ def _tried(op: Update, view: ModelView, run: Run) -> dict[str, Any]:
     with threads(run.threads):
         parent = placed(load_model(view, dtype=torch.float32))
         rows = read_apart(rows, parent)
-        said = {rows.begins.get(f"old {label}") for label in rows.old}
-        new = rows.held[: size.measured], rows.begins.get("data")
-        old = torch.cat(list(rows.old.values()))[: size.measured], said.pop() if len(said) == 1 else None
+        new = _measured([(rows.held, rows.begins.get("data"))], size.measured)
+        old = _measured([(part, rows.begins.get(f"old {label}")) for label, part in rows.old.items()], size.measured)
         start = {n: p.detach().clone() for n, p in parent.named_parameters()}
-        before = _losses(parent, *new), _losses(parent, *old)
+        before = _losses(parent, new), _losses(parent, old)
         trials: list[Trial] = []
         blends: list[Trial] = []
         for number, (name, options) in enumerate(asked.items()):
@@ -305,7 +304,7 @@ def _tried(op: Update, view: ModelView, run: Run) -> dict[str, Any]:
                         parameter.copy_(blended(start[n], ends[n], share))
                 blends.append(_trial(f"{name}, blend {share:g}", {**options, "blend": share}, parent, (new, old), before))
         run.progress("trials", len(asked), len(asked))
-    measured = (len(new[0]) + len(old[0])) * size.seq_len * (len(trials) + len(blends) + 1)
+    measured = sum(len(part) for part, _ in (*new, *old)) * size.seq_len * (len(trials) + len(blends) + 1)
     cost = {"tokens": size.tokens, "budget": size.budget, "measured_tokens": measured, "steps": size.steps, "batch": size.batch}
     told = {"old_text": "self" if not op.replays else ", ".join(rows.old), "seq_len": size.seq_len, "keep": op.auto_keep}
     return {**judged([*trials, *blends], op.auto_keep), **cost, **told}
@@ -331,27 +330,35 @@ def _trained(op: Update, view: ModelView, run: Any, rows: Prepared) -> nn.Module
     return method.module
 
 
-_Part = tuple["Tensor", int | None]  # rows that are measured, and what begins a document in them
+_Parts = list[tuple["Tensor", int | None]]  # rows that are measured, and what begins a document in them
 
 
-def _trial(name: str, options: dict[str, Any], module: Any, rows: tuple[_Part, _Part], before: tuple[list[float], list[float]]) -> Trial:
-    new, old = (_losses(module, *part) for part in rows)
+def _measured(parts: _Parts, most: int) -> _Parts:
+    """The first `most` rows of all parts."""
+    found: _Parts = []
+    for rows, begin in parts:
+        if (room := most - sum(len(part) for part, _ in found)) > 0:
+            found.append((rows[:room], begin))
+    return found
+
+
+def _trial(name: str, options: dict[str, Any], module: Any, rows: tuple[_Parts, _Parts], before: tuple[list[float], list[float]]) -> Trial:
+    new, old = (_losses(module, parts) for parts in rows)
     gains = tuple(a - b for a, b in zip(before[0], new, strict=True))
     rises = tuple(b - a for a, b in zip(before[1], old, strict=True))
     return Trial(name, {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}, gains, rises)
 
 
-def _losses(module: Any, rows: Tensor, begin: int | None) -> list[float]:
+def _losses(module: Any, parts: _Parts) -> list[float]:
     import torch
 
-    from ..engine.documents import logits_of
-    from ..engine.local import token_losses
+    from ..engine.local import read_losses
 
     module.eval()
     where = next(module.parameters()).device
     found: list[float] = []
     with torch.no_grad():
-        for part in rows.split(16):
-            ids = part.to(where)
-            found += token_losses(logits_of(module, ids, (begin,) * len(ids)), ids).double().mean(1).tolist()
+        for rows, begin in parts:
+            for part in rows.split(16):
+                found += read_losses(module, part.to(where), begin).double().mean(1).tolist()
     return found

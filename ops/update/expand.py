@@ -144,7 +144,8 @@ def _decided_by(op: Update, run: Run) -> str:
     asked: list[Any] = [op.expand, op.where, op.tune, op.source]
     if op.measures_blocks:
         files = [op.data, *(replay.path for replay in op.replays if replay.path is not None)]
-        asked += [op.rank, op.token, op.seq_len, op.batch, op.holdout, op.dedup, run.seed, *(read_corpus(f).record.digest for f in files)]
+        digests = [read_corpus(path).record.digest for path in files]
+        asked += ["apart", op.rank, op.token, op.seq_len, op.batch, op.holdout, op.dedup, run.seed, *digests]
     return record_digest("mlc.growth.v1", canonical(asked))
 
 

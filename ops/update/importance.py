@@ -6,14 +6,17 @@ the model is asked for some. Forward hooks on the blocks, because `output_hidden
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from ..arch import Family
-from ..data import Marks, pack, read_corpus
+from ..data import Marks, Packed, pack, read_corpus
 from ..data.duplicates import read_thinned
+from ..engine.documents import logits_of, reads_apart
 from ..engine.local import placed, threads
 from ..models import load_core_tokenizer, load_model, special_tokens
 from .growth import Importance
@@ -30,45 +33,66 @@ ROWS = SPARE  # of each text: angles are means over thousands of tokens, a few r
 TOGETHER = 8  # rows in one forward
 
 
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Rows int64 [n, seq_len], and for each what begins its documents (None: the row is one text), as the update reads them."""
+
+    rows: Tensor
+    begins: tuple[int | None, ...]
+
+    @classmethod
+    def of(cls, parts: Sequence[Packed]) -> Text:
+        """At most ROWS of the training rows of all parts, evenly spaced."""
+        rows = torch.cat([part.train for part in parts])
+        begins = [part.begin for part in parts for _ in range(len(part.train))]
+        chosen = torch.linspace(0, len(rows) - 1, min(ROWS, len(rows))).round().long()
+        return cls(rows[chosen], tuple(begins[i] for i in chosen.tolist()))
+
+    def turned(self, module: nn.Module, family: Family, blocks: int, token: str) -> tuple[float, ...]:
+        """`angles` of every block on this text; documents are read apart by models that can."""
+        begin = next((begin for begin in self.begins if begin is not None), None)
+        apart = begin is not None and reads_apart(module, begin)
+        return tuple(angles(module, family, blocks, self.rows, token, self.begins if apart else ()))
+
+
 def measure(op: Update, view: ModelView, run: Run) -> Importance:
     """The importance of the view's blocks for `op`. Raises what reading the data raises, and Incompatible."""
     family, blocks = known_blocks(view)
     new, old, old_text = texts(op, view, run)
     with threads(run.threads):
         module = placed(load_model(view, dtype=torch.float32))
-        turned = angles(module, family, blocks, new, op.token)
-        before = None if old is None else tuple(angles(module, family, blocks, old, op.token))
-    return Importance(tuple(turned), before, old_text, op.token, (len(new), 0 if old is None else len(old)))
+        turned = new.turned(module, family, blocks, op.token)
+        before = None if old is None else old.turned(module, family, blocks, op.token)
+    return Importance(turned, before, old_text, op.token, (len(new.rows), 0 if old is None else len(old.rows)))
 
 
-def texts(op: Update, view: ModelView, run: Run) -> tuple[Tensor, Tensor | None, str | None]:
-    """(rows of new text, rows of old text, its name), int64 [n, seq_len] each; None where there is no old text to be had."""
+def texts(op: Update, view: ModelView, run: Run) -> tuple[Text, Text | None, str | None]:
+    """(new text, old text, its name); None where there is no old text to be had."""
     length = row_length(op, view)
     core = load_core_tokenizer(view)
     special = special_tokens(view, core)
     marks = Marks(*(core.token_to_id(special[k]) if k in special else None for k in ("bos_token", "eos_token")))
-    new = _some(pack(read_thinned(op.data, op.dedup), core, marks, length, holdout=op.holdout, least=op.batch).train)
+    new = Text.of([pack(read_thinned(op.data, op.dedup), core, marks, length, holdout=op.holdout, least=op.batch)])
     files = [replay.path for replay in op.replays if replay.path is not None]
     if files:
         replayed = [read_corpus(path, role="replay") for path in files]
-        parts = [pack(text, core, marks, length, holdout=op.holdout or 0.05).train for text in replayed]
-        return new, _some(torch.cat(parts)), ", ".join(text.record.name for text in replayed)
+        parts = [pack(text, core, marks, length, holdout=op.holdout or 0.05) for text in replayed]
+        return new, Text.of(parts), ", ".join(text.record.name for text in replayed)
     if marks.first is None:
         run.note("the tokenizer has neither BOS nor EOS, so the model was not asked for old text: blocks were measured on the new one only")
         return new, None, None
-    return new, sampled_rows(view, run, count=0, length=length, first=marks.first)[1], "self"
-
-
-def _some(rows: Tensor) -> Tensor:
-    """At most ROWS of them, evenly spaced."""
-    return rows if len(rows) <= ROWS else rows[torch.linspace(0, len(rows) - 1, ROWS).round().long()]
+    rows = sampled_rows(view, run, count=0, length=length, first=marks.first)[1]
+    return new, Text(rows, (None,) * len(rows)), "self"
 
 
 @torch.no_grad()
-def angles(module: nn.Module, family: Family, blocks: int, rows: Tensor, token: str = "mean") -> list[float]:
+def angles(
+    module: nn.Module, family: Family, blocks: int, rows: Tensor, token: str = "mean", begins: Sequence[int | None] = ()
+) -> list[float]:
     """arccos(cos(h_in, h_out)) / pi of each block, 0 to 1: the mean over rows int64 [n, seq_len], at their last token or over all tokens.
 
-    In fp32, the cosine clamped (arccos is ill-conditioned near 1: half precision would turn small angles into 0); sums in fp64.
+    begins: what begins the documents of each row, for models that read them apart. In fp32, the cosine clamped (arccos is ill-conditioned
+    near 1: half precision would turn small angles into 0); sums in fp64.
     """
     sums = [0.0] * blocks
 
@@ -88,8 +112,8 @@ def angles(module: nn.Module, family: Family, blocks: int, rows: Tensor, token: 
     names = [(family.prefix + family.block.format(i=i)).rstrip(".") for i in range(blocks)]
     hooks = [module.get_submodule(name).register_forward_hook(hook(i), with_kwargs=True) for i, name in enumerate(names)]
     try:
-        for part in rows.split(TOGETHER):
-            module(input_ids=part.to(where), use_cache=False)
+        for start in range(0, len(rows), TOGETHER):
+            logits_of(module, rows[start : start + TOGETHER].to(where), begins[start : start + TOGETHER])
     finally:
         for one in hooks:
             one.remove()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ..engine.local import token_losses
+from ..engine.local import read_losses
 
 if TYPE_CHECKING:
     from ..base import Run
@@ -25,11 +25,21 @@ XI = 1e-7  # Avalanche's
 
 
 def path_importance(
-    module: nn.Module, old: Tensor, run: Run | None = None, *, steps: int = PHASE, rate: float = RATE, sgd: bool = False
+    module: nn.Module,
+    old: Tensor,
+    run: Run | None = None,
+    begin: int | None = None,
+    *,
+    steps: int = PHASE,
+    rate: float = RATE,
+    sgd: bool = False,
 ) -> dict[str, Tensor]:
-    """Omega of every parameter, fp32, from rows int64 [n, seq_len]; parameters, flags and modes are as before afterwards."""
+    """Omega of every parameter, fp32, from rows int64 [n, seq_len]; parameters, flags and modes are as before afterwards.
+
+    begin: as in `engine.local.read_losses`.
+    """
     start = {n: p.detach().clone() for n, p in module.named_parameters()}
-    worth, moved = walked(module, old, run, steps=steps, rate=rate, sgd=sgd)
+    worth, moved = walked(module, old, run, begin, steps=steps, rate=rate, sgd=sgd)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             parameter.copy_(start[name])
@@ -37,7 +47,7 @@ def path_importance(
 
 
 def walked(
-    module: nn.Module, old: Tensor, run: Run | None, *, steps: int, rate: float, sgd: bool
+    module: nn.Module, old: Tensor, run: Run | None, begin: int | None = None, *, steps: int, rate: float, sgd: bool
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """(omega, theta_end - theta_start) of the phase, which stays in the module. With plain SGD the sum of omega is the drop in loss."""
     flags = {n: p.requires_grad for n, p in module.named_parameters()}
@@ -51,7 +61,7 @@ def walked(
     for step in range(steps):
         ids = old[[(step * ROWS + i) % len(old) for i in range(ROWS)]].to(where)
         optimizer.zero_grad(set_to_none=True)
-        token_losses(module(input_ids=ids, use_cache=False).logits, ids).mean().backward()
+        read_losses(module, ids, begin).mean().backward()
         before = {n: p.detach().clone() for n, p in parameters.items()}
         optimizer.step()
         for name, parameter in parameters.items():

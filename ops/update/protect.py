@@ -8,7 +8,7 @@ limit which the pull has for a growing weight. Sources: EWC 1612.00796, HLE 2501
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from ...registry.errors import CheckFailed, Incompatible
 from ...registry.ids import blob_digest
 from ..arch import family_of, layer_of
 from ..engine import Masks, Objective
-from ..engine.local import token_losses
+from ..engine.local import read_losses
 from ..unlearn.importance import importance, mean_gradient
 from ..unlearn.importance import pack as pack_importance
 from ..unlearn.importance import unpack as unpack_importance
@@ -98,25 +98,24 @@ def _pulls(kind: str, weight: float, view: ModelView, run: Run, rows: Prepared, 
     trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
     if kind == "l2sp":
         return {n: torch.full(p.shape, weight) for n, p in trained.items()}
-    old = evenly(old_rows(rows, view, run, KNOWN), KNOWN)
-    key = f"{view.snapshot_id}/{blob_digest(old.numpy().tobytes())}"
+    known, begin = old_rows(rows, view, run, KNOWN)
+    old = evenly(known, KNOWN)
+    key = f"{view.snapshot_id}/{_reading(old, begin)}"
     if kind == "ewc":
-        measured = unpack_importance(run.artifact(FISHER, key, lambda: _pack(fisher(module, old, run))))
+        measured = unpack_importance(run.artifact(FISHER, key, lambda: _pack(fisher(module, old, run, begin))))
         return {n: weight * measured[n].float() for n in trained}
-    measured = unpack_importance(run.artifact(PATHWISE, key, lambda: _pack(path_importance(module, old, run))))
+    measured = unpack_importance(run.artifact(PATHWISE, key, lambda: _pack(path_importance(module, old, run, begin))))
     omega = {n: measured[n].float() for n in trained}
     shares = layer_coefficients(view, omega)
     return {n: 2 * weight * shares[n] * omega[n] for n in omega}
 
 
-def fisher(module: nn.Module, old: Tensor, run: Run) -> dict[str, Tensor]:
-    """Empirical Fisher diagonal on rows int64 [n, seq_len], fp32. On text that the model itself sampled it is the true one."""
-    where = next(module.parameters()).device
+def fisher(module: nn.Module, old: Tensor, run: Run, begin: int | None = None) -> dict[str, Tensor]:
+    """Empirical Fisher diagonal on rows int64 [n, seq_len], fp32. On text that the model itself sampled it is the true one.
 
-    def scores(chosen: list[int]) -> Tensor:
-        ids = old[chosen].to(where)
-        return token_losses(module(input_ids=ids, use_cache=False).logits, ids).mean(1)
-
+    begin: as in `engine.local.read_losses`.
+    """
+    scores = _scores(module, old, begin)
     return importance(module, scores, _parts(len(old)), progress=lambda done: run.progress("fisher", done, len(old)))
 
 
@@ -169,19 +168,15 @@ def _chosen(op: Update, view: ModelView, run: Run, rows: Prepared, module: nn.Mo
     count = math.ceil(SCORED * op.steps * op.batch * op.grad_accum * new.share)
     read = evenly(new.rows, max(1, count))
     shapes = {n: p.shape for n, p in module.named_parameters() if n in names}
-    key = f"{view.snapshot_id}/{blob_digest(read.numpy().tobytes())}/{op.protect_rate}"
-    data = run.artifact(MASK, key, lambda: pack_masks(_top(module, read, names, op.protect_rate, run), {}))
+    begin = rows.begins.get(new.name)
+    key = f"{view.snapshot_id}/{_reading(read, begin)}/{op.protect_rate}"
+    data = run.artifact(MASK, key, lambda: pack_masks(_top(module, read, begin, names, op.protect_rate, run), {}))
     masks, _ = unpack_masks(data, shapes)
     return masks
 
 
-def _top(module: nn.Module, read: Tensor, names: frozenset[str], rate: float, run: Run) -> dict[str, Tensor]:
-    where = next(module.parameters()).device
-
-    def scores(chosen: list[int]) -> Tensor:
-        ids = read[chosen].to(where)
-        return token_losses(module(input_ids=ids, use_cache=False).logits, ids).mean(1)
-
+def _top(module: nn.Module, read: Tensor, begin: int | None, names: frozenset[str], rate: float, run: Run) -> dict[str, Tensor]:
+    scores = _scores(module, read, begin)
     told = lambda done: run.progress("score", done, len(read))  # noqa: E731
     gradients = mean_gradient(module, scores, _parts(len(read)), names=names, progress=told)
     return {n: top_k_masks([g.abs()], int(rate * g.numel()))[0] for n, g in gradients.items()}
@@ -195,6 +190,17 @@ def first_matrices(view: ModelView, module: nn.Module) -> frozenset[str]:
     if not paths or not found:
         raise Incompatible("--protect spu needs a model whose blocks have an MLP that it knows", hint="--protect ewc works on every model")
     return found
+
+
+def _scores(module: nn.Module, rows: Tensor, begin: int | None) -> Callable[[list[int]], Tensor]:
+    """Mean loss of each of the chosen rows, fp32 [n], read as the update reads them."""
+    where = next(module.parameters()).device
+    return lambda chosen: read_losses(module, rows[chosen].to(where), begin).mean(1)
+
+
+def _reading(rows: Tensor, begin: int | None) -> str:
+    """What names rows and how they are read in the key of an artifact: what was measured on documents side by side is another thing."""
+    return blob_digest(rows.numpy().tobytes()) + ("" if begin is None else "-apart")
 
 
 def _parts(count: int) -> list[list[int]]:

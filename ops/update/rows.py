@@ -70,7 +70,7 @@ def prepare(op: Update, view: ModelView, run: Run) -> Prepared:
 
         aim = read_corpus(op.select_for, role="select")
         inputs.append(aim.record)
-        picked, origin = selected(op, view, run, packs[0].train, pack(aim, core, marks, length).train)
+        picked, origin = selected(op, view, run, packs[0], pack(aim, core, marks, length))
         sources = [Source("data", picked, fractions[0], origin)]
     corpora = {"data": inputs[0].digest}
     begins: dict[str, int | None] = {"data": packs[0].begin}
@@ -126,14 +126,15 @@ def _differ(read: list[Corpus]) -> None:
         seen[record.digest] = record.name
 
 
-def old_rows(rows: Prepared, view: ModelView, run: Run, count: int) -> Tensor:
-    """Old text, int64 [n, seq_len]: the rows of the first replay source, else `count` that the model itself sampled."""
+def old_rows(rows: Prepared, view: ModelView, run: Run, count: int) -> tuple[Tensor, int | None]:
+    """(old text, int64 [n, seq_len], what begins its documents): the first replay source, else `count` rows that the model wrote."""
     if rows.old:
-        return rows.mixture.sources[1].rows
+        source = rows.mixture.sources[1]
+        return source.rows, rows.begins.get(source.name)
     core = load_core_tokenizer(view)
     special = special_tokens(view, core)
     first = Marks(*(core.token_to_id(special[k]) if k in special else None for k in ("bos_token", "eos_token"))).first
-    return sampled_rows(view, run, count=count, length=rows.mixture.seq_len, first=first)[0]
+    return sampled_rows(view, run, count=count, length=rows.mixture.seq_len, first=first)[0], None
 
 
 def rows_needed(op: Update, replay: Replay) -> int:

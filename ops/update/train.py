@@ -32,7 +32,7 @@ class Update(Operation):
     """Train a language model further on new text."""
 
     name: ClassVar[str] = "update"
-    version: ClassVar[int] = 2  # 2: documents of a row are read apart
+    version: ClassVar[int] = 3  # 2: documents of a row are read apart; 3: also where weights, blocks and rows are measured before training
     needs_forward: ClassVar[bool] = True
     retunable: ClassVar[tuple[str, ...]] = ("slow",)
 
