@@ -6,6 +6,7 @@ from the hidden state; and facts that the layer cannot hold apart are refused be
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 DRIFT = 15.0  # weight of the drift certificate in the correction, per unit of --kl and subject, shared by the subject's facts
 BEYOND = ("beyond", "beyond_hidden")
+SHOWN = 12  # ids of facts in a hint; all are in the details of the error
 ASKED = 64  # facts that a model is asked to see whether it computes at all
 
 
@@ -145,12 +147,19 @@ def prepare(op: Edit, view: ModelView, run: Run) -> Prepared:
 
 def _refuse_present(given: FactSet, bench: Bench) -> None:
     """Raise BadInputFile for a fact whose new answer is what the model says already."""
-    found = [fact.line for fact, said in zip(given.facts, present(given.facts, bench), strict=True) if said]
+    found = [fact for fact, said in zip(given.facts, present(given.facts, bench), strict=True) if said]
     if found:
         more = f" (and in {len(found) - 1} more lines)" if len(found) > 1 else ""
-        raise BadInputFile(
-            f"{given.name}, line {found[0]}: the model already answers so{more}", hint="take these facts out of the file", line=found[0]
-        )
+        message = f"{given.name}, line {found[0].line}: the model already answers so{more}"
+        ids = [fact.id for fact in found]
+        raise BadInputFile(message, hint=_left_out(ids, len(given.facts)), line=found[0].line, ids=ids)
+
+
+def _left_out(ids: list[str], count: int) -> str:
+    if len(ids) == count:
+        return "it knows all of these facts: there is nothing to write"
+    typed = " ".join(f"--skip {shlex.quote(one)}" for one in ids[:SHOWN]) + (" ..." if len(ids) > SHOWN else "")
+    return f"{typed} leaves {'it' if len(ids) == 1 else 'them'} out"
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .revert import RevertFacts
 
 MEANS = "stored artifact"
-SLACK = 0.05  # share of the other facts that may be lost
+SLACK = 0.005  # share of the other facts that may be lost: none of fewer than 200
 NAMED = 5  # of them, in a refusal
 
 
@@ -69,11 +69,16 @@ def check(op: RevertFacts, before: ModelView, after: ModelView, run: Run) -> Che
     hint = f"mlc revert {short(op.rev)} takes the whole edit back"  # type: ignore[arg-type]
     if stuck:
         return Check(False, values, f"the model still prefers the edit's answer to fact {stuck[0]}", hint)
-    if len(turned) > SLACK * len(rest):
-        return Check(
-            False, values, f"{len(turned)} of the other {len(rest)} facts of the edit do not hold without it: {_named(turned)}", hint
-        )
+    if len(turned) > may_turn(len(rest)):
+        verb = "does" if len(turned) == 1 else "do"
+        reason = f"{len(turned)} of the other {len(rest)} facts of the edit {verb} not hold without it: {_named(turned)}"
+        return Check(False, values, reason, f"take {'it' if len(turned) == 1 else 'them'} back, too, with --fact; or {hint}")
     return Check(True, values)
+
+
+def may_turn(others: int) -> int:
+    """How many of so many other facts of an edit may be lost with what is taken back."""
+    return int(SLACK * others + 1e-9)
 
 
 def _kept(op: RevertFacts, run: Run) -> Kept:

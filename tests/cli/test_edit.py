@@ -140,7 +140,16 @@ def test_what_the_model_answers_already_is_refused_with_its_line(here, awake):
     answer = run_cli("edit", "--facts", "facts.jsonl", *FAST, "--json")
     assert (answer.code, answer.error["kind"]) == (2, "BadInputFile"), answer
     assert "facts.jsonl, line 2: the model already answers so" in answer.error["message"]
+    assert answer.error["hint"] == "--skip lamp leaves it out"
+    head = {"relations": {"place": {"prompt": LAMP["prompt"]}}}  # two worlds have no line that could be taken out
+    rows = [{"subject": s, "relation": "place", "object": o} for s, o in ((LAMP["subject"], said), (TWO["subject"], "lamp"))]
+    write("old.jsonl", head, *({**row, "object": "north"} for row in rows))
+    write("new.jsonl", head, *rows)
+    world = ("edit", "--world", "old.jsonl", "new.jsonl", *FAST)
+    answer = run_cli(*world, "--json")
+    assert (answer.code, answer.error["hint"]) == (2, "--skip 2 leaves it out"), answer
     assert untouched(here, tip)
+    assert ok(*world, *answer.error["hint"].split()[:2])["commit"]["check"]["requested"] == 1
 
 
 def test_second_moments_that_another_model_left_under_this_ones_key_are_refused_by_digest(here, awake, tmp_path):

@@ -256,8 +256,9 @@ class TestRefusals:
         (said,) = asked_of([fact], bench).rivals
         path = tmp_path / "said.jsonl"
         path.write_text(json.dumps({"subject": fact.subject, "prompt": fact.prompt, "target_new": said}) + "\n")
-        with pytest.raises(BadInputFile, match=r"said.jsonl, line 1: the model already answers so"):
+        with pytest.raises(BadInputFile, match=r"said.jsonl, line 1: the model already answers so") as caught:
             list(Edit(facts=str(path), **EAGER).apply(view, MemoryRun()))
+        assert caught.value.hint == "it knows all of these facts: there is nothing to write"
 
     def test_second_moments_of_another_model_are_refused(self, done):
         with pytest.raises(Incompatible, match="keys of 32 numbers, this layer's keys have 48"):

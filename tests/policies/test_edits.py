@@ -11,6 +11,7 @@ import torch
 from mlc.ops.edit import solve
 from mlc.ops.edit.edit import Edit
 from mlc.ops.edit.revert import RevertFacts
+from mlc.ops.edit.taking_back import may_turn
 from mlc.ops.edit.unedit import affected
 from mlc.policies import lifecycle
 from mlc.policies.facts import Facts
@@ -276,12 +277,18 @@ def test_a_corrected_revert_says_so_keeps_what_it_wrote_and_a_replay_reaches_the
 def test_others_that_turn_are_named_and_nothing_moves(repo, edit, weak, monkeypatch):
     first = edit(ROWS[0], ROWS[1], ROWS[3])
     monkeypatch.setattr("mlc.ops.edit.mend.PACE", 0.0)
-    with pytest.raises(CheckFailed, match="of the other 2 facts of the edit do not hold without it: ") as fault:
+    with pytest.raises(CheckFailed, match="of the other 2 facts of the edit does not hold without it: ") as fault:
         revert_facts(repo, first, ("lamp",))
     check = fault.value.details["check"]
     assert check["turned"]
     assert check["turned"] == check["corrected"]  # tried, in vain
+    assert "back, too, with --fact; or mlc revert" in fault.value.hint
     assert tip(repo) == first
+
+
+@pytest.mark.parametrize(("others", "most"), [(0, 0), (2, 0), (19, 0), (99, 0), (199, 0), (200, 1), (399, 1), (1000, 5)])
+def test_not_one_fact_in_two_hundred_may_go_along(others, most):
+    assert may_turn(others) == most
 
 
 def test_the_next_fact_goes_from_what_the_last_revert_wrote(repo, root, edit, weak):
