@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from ..ops.base import Operation, Plan
 from ..ops.merge.chain import Opcm, state_of
-from ..ops.merge.config import read_config
+from ..ops.merge.config import STACKED, read_config
 from ..ops.merge.merge import Merge
 from ..ops.merge.pins import pinned
 from ..ops.merge.recipe import TOKENIZERS, Recipe
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 OPCM = "opcm"
 NAMES = {"soup_uniform": "soup"}  # other words for rows of the table
+STACKING = "passthrough"
 UNMERGE = "unmerge"
 REFUSED = "it cannot be merged"
 
@@ -53,6 +54,9 @@ def merge(repo: Repository, revs: Sequence[str], options: Mapping[str, Any], **h
     """
     if options.get("config") is not None:
         return _by_file(repo, revs, dict(options), how)
+    if _method(options.get("method")) == STACKING:
+        hint = STACKED.format(*revs[:2], *("main", "feature")[len(revs) :])
+        raise BadParameter("passthrough stacks blocks of versions, and only a merge file can say which blocks", hint=hint)
     if len(revs) < 2:
         raise BadParameter("a merge needs two versions or more", hint=f"mlc merge {repo.head()} {revs[0] if revs else 'FEATURE'}")
     ids = tuple(_version(repo, rev) for rev in revs)

@@ -24,6 +24,9 @@ TOP = (
 )  # fmt: skip
 
 
+STACKED = """--config FILE.yml, a file of two lines, for example:
+       merge_method: passthrough
+       slices: [{{sources: [{{model: {}, layer_range: [0, 2]}}]}}, {{sources: [{{model: {}, layer_range: [1, 2]}}]}}]"""
 EXAMPLE = "for example: {merge_method: linear, models: [{model: main, parameters: {weight: 1}}, {model: feature, parameters: {weight: 1}}]}"
 
 

@@ -168,3 +168,17 @@ def test_a_tokenizer_rule_lets_differing_vocabularies_merge(work):
     assert "novel" in json.loads(found.file("tokenizer.json"))["model"]["vocab"] | {
         t["content"]: 0 for t in json.loads(found.file("tokenizer.json"))["added_tokens"]
     }
+
+
+@pytest.mark.parametrize("words", [("a", "b"), ("a",), ()])
+def test_passthrough_says_the_file_that_it_needs_and_that_file_works(work, words):
+    code, message, hint = refused("merge", *words, "--method", "passthrough")
+    assert code == 2
+    assert "only a merge file can say which blocks" in message
+    first, *lines = hint.splitlines()
+    assert first.startswith("--config FILE.yml")
+    assert len(lines) == 2
+    Path("stack.yml").write_text("\n".join(lines).replace("feature", "b"))
+    ok("merge", "--config", "stack.yml", "--branch", "stacked")
+    ok("export", "stacked", "out")
+    assert json.loads(Path("out", "config.json").read_text())["num_hidden_layers"] == 3
