@@ -71,7 +71,7 @@ def build(operation: type[Operation], recipe: dict[str, Any], words: dict[str, A
             flag = flag_of(field)
             verb = operation.name.replace(".", " ")
             raise BadParameter(f"{verb} needs {flag}: {field.metadata.get('help', '')}", hint=f"mlc {verb} --help")
-    return operation.from_params(values)
+    return operation.from_params(values).as_typed()
 
 
 def begin(

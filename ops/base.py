@@ -223,6 +223,13 @@ class Operation(ABC):
             raise BadParameter(f"{cls.name} has no parameter {unknown[0]!r}", hint=f"known: {', '.join(sorted(known))}")
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in params.items()})
 
+    def as_typed(self) -> Self:
+        """Itself; raises BadParameter for an option that changes nothing beside the others. Default: there is none.
+
+        Asked of what somebody types or writes into a recipe, never of a record: what an older version ignored can be read and run again.
+        """
+        return self
+
     def output_kind(self) -> Literal["model", "adapter"]:
         """Whether the result is a whole model or an adapter on the parent; may depend on parameters."""
         return self.produces

@@ -45,7 +45,7 @@ def load_recipe(path: Path, op: str | None = None, *, operation: type[Operation]
     missing = [f.name for f in dataclasses.fields(kind) if _required(f) and f.name not in values]
     if missing:
         raise document.fault((), f"the key {missing[0]!r} is missing", hint=f"add {missing[0]} = ...")
-    return Recipe(name, values, kind.from_params(dict(values)).params())
+    return Recipe(name, values, kind.from_params(dict(values)).as_typed().params())
 
 
 def read_given(path: Path, op: str, *, operation: type[Operation] | None = None) -> dict[str, Json]:

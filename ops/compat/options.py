@@ -77,13 +77,18 @@ def check_compat(op: Update) -> None:
     """Raise BadParameter when the compat options of an update contradict each other."""
     settings = settings_of(op)
     if op.compat_with is None:
-        own = [field for field in fields(op) if field.name.startswith("compat")]
-        flag = next((field.name.replace("_", "-") for field in own if getattr(op, field.name) != field.default), None)
-        require(flag is None, f"--{flag} is given without --compat-with", "name the older version: --compat-with REV")
         return
     require(bool(op.compat_data), "--compat-with needs --compat-data: records that the older version answers", "--compat-data FILE:0.5")
     require(op.compat_new is None or settings.muscle, f"{op.compat} has one teacher: --compat-new is MUSCLE's", "--compat muscle-student")
     parse_anchors(op.compat_data or "")
+
+
+def check_idle(op: Update) -> None:
+    """Raise BadParameter for a compat option that means nothing because no older version is named."""
+    if op.compat_with is None:
+        own = [field for field in fields(op) if field.name.startswith("compat")]
+        flag = next((field.name.replace("_", "-") for field in own if getattr(op, field.name) != field.default), None)
+        require(flag is None, f"--{flag} is given without --compat-with", "name the older version: --compat-with REV")
 
 
 def settings_of(op: Update) -> Settings:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ..base import Change, Check, Expectations, History, Operation, Plan, Run, option
-from ..compat.options import check_compat
+from ..compat.options import check_compat, check_idle
 from .auto import check_auto
 from .growth import check_growth
 from .mixes import Domain, check_mixing, domains
@@ -183,6 +183,10 @@ class Update(Operation):
         return "adapter" if self.adapter else "model"
 
     # --- the contract ---
+
+    def as_typed(self) -> Update:
+        check_idle(self)
+        return self
 
     def alone(self) -> str:
         from .spread import alone

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
+from mlc.ops.update.train import Update
+from mlc.policies import lifecycle
 from mlc.registry.repository import Repository
 from mlc.tests.cli.running import ok, run_cli
 from mlc.tests.factories import WORDS
@@ -53,6 +56,19 @@ def test_an_update_beside_an_older_version_records_what_was_kept_and_can_be_repl
 
     _, same = lifecycle.replay(Repository.open(ready.root), commit["id"])
     assert same
+
+
+def test_a_weight_that_an_older_version_recorded_without_effect_is_replayed_and_refused_where_it_is_typed(ready):
+    plain = Update(data="new.txt", steps=2, seq_len=16, batch=2)
+    repo = Repository.open(Path())
+    outcome = lifecycle.run(repo, dataclasses.replace(plain, compat_beta=2.0), ref="main", author="Ada")
+    assert outcome.commit.op.params["compat_beta"] == 2.0
+    assert outcome.commit.snapshot == lifecycle.run(repo, plain, ref="main~1", branch="plain", author="Ada").commit.snapshot
+    assert lifecycle.replay(repo, outcome.commit_id)[1]
+    Path("recipe.toml").write_text('op = "update"\ndata = "new.txt"\ncompat_beta = 2.0\n')
+    for words in (("update", "--recipe", "recipe.toml"), ("recipe", "validate", "recipe.toml")):
+        answer = run_cli(*words, "--json")
+        assert (answer.code, answer.error["message"]) == (2, "--compat-beta is given without --compat-with.")
 
 
 def test_a_dry_run_names_the_anchors_and_writes_nothing(ready):

@@ -162,7 +162,7 @@ def test_muscle_needs_two_versions(old, anchors):
 )
 def test_options_of_an_update_that_contradict_each_other_are_refused(more, words):
     with pytest.raises(BadParameter, match=words):
-        Update(data="new.txt", **more)
+        Update(data="new.txt", **more).as_typed()
 
 
 @pytest.mark.parametrize(
