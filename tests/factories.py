@@ -63,6 +63,7 @@ def tiny_model(directory: Path, family: str = "llama", *, layers: int = 2, seed:
     }
     builders = {
         "llama": lambda: tf.LlamaForCausalLM(tf.LlamaConfig(**{**llama_like, **changes})),
+        "mistral": lambda: tf.MistralForCausalLM(tf.MistralConfig(**{**llama_like, **changes})),
         "qwen3": lambda: tf.Qwen3ForCausalLM(tf.Qwen3Config(**{**llama_like, "head_dim": 4, **changes})),
         "gpt2": lambda: tf.GPT2LMHeadModel(
             tf.GPT2Config(**{**common, "n_embd": 16, "n_layer": layers, "n_head": 4, "n_positions": 64, **changes})

@@ -32,7 +32,7 @@ class Edit(Operation):
     """Write facts into the model's weights."""
 
     name: ClassVar[str] = "edit"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3  # 3: what stands before a subject is read once
     needs_forward: ClassVar[bool] = True
 
     facts: str | None = option(None, help="facts to write: JSONL with subject, prompt (one {}) and target_new")

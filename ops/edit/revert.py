@@ -28,7 +28,7 @@ class RevertFacts(Operation):
     """Take single facts of an edit back."""
 
     name: ClassVar[str] = "edit.revert"
-    version: ClassVar[int] = 2  # 2: others that would turn are corrected
+    version: ClassVar[int] = 3  # 2: others that would turn are corrected; 3: as in `Edit`
     needs_forward: ClassVar[bool] = True
 
     rev: str = option(help="commit id of the edit")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from ...registry.view import ModelView
+    from .front import Front
     from .prompts import Batch
 
 ROLE = "mlp.out"
@@ -199,18 +200,31 @@ class Editable:
             handle.remove()
         return kept[0]
 
-    def logits(self, batch: Batch, *, hidden: Tensor | None = None, layer: int = 0) -> Tensor:
+    def logits(self, batch: Batch, *, hidden: Tensor | None = None, layer: int = 0, front: Front | None = None) -> Tensor:
         """Logits at the batch's scored places, [places, vocabulary] in `dtype`.
 
-        With `hidden` [n, width, d1], blocks up to `layer` are not run: their output is taken to be `hidden`, with its gradient.
+        With `hidden` [n, width, d1], blocks up to `layer` are not run: their output is taken to be `hidden`, with its gradient. With
+        `front`, the batch goes on from it.
         """
-        ids = batch.ids.to(self.device)
+        ids, words = batch.ids.to(self.device), {"use_cache": False} if front is None else front.words()
         if hidden is None:
-            states = self.base(input_ids=ids, use_cache=False)[0]
+            states = self.base(input_ids=ids, **words)[0]
         else:
             with self._from(layer, hidden):
-                states = self.base(input_ids=ids, use_cache=False)[0]
+                states = self.base(input_ids=ids, **words)[0]
         return self.head(states[batch.rows.to(self.device), batch.places.to(self.device)]).to(self.dtype)
+
+    def remembered(self, batch: Batch, hidden: Tensor, layer: int) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values [n, heads, width, d] of every block when block `layer` gives `hidden`; up to that block, which is not run, of
+        one head and length 1: they are there to be counted."""
+        import torch
+        from transformers import DynamicCache
+
+        cache: Any = DynamicCache()
+        none = hidden.new_zeros(()).expand(len(hidden), 1, hidden.shape[1], 1)
+        with torch.no_grad(), self._from(layer, hidden):
+            self.base(input_ids=batch.ids.to(self.device), past_key_values=cache, use_cache=True)
+        return [(none, none) if i <= layer else (cache.layers[i].keys, cache.layers[i].values) for i in range(self.count)]
 
     @contextmanager
     def _from(self, layer: int, hidden: Tensor) -> Iterator[None]:

@@ -1,7 +1,8 @@
 """Target vectors: what the hidden state behind the subject should be, so that the model gives the new answers.
 
 All subjects of a batch at once, each with a change d of its own, its own Adam moments, its own clamp and its own end; rows of different
-subjects never meet, so the numbers are those of one subject at a time. Blocks up to the edited layer run once: their output is a constant.
+subjects never meet, so the numbers are those of one subject at a time. Blocks up to the edited layer run once: their output is a constant;
+so are, in the blocks behind it, the tokens before the subject's last.
 Loss per subject (MEMIT, eq. 16, with ROME's constraint): mean NLL of the answers + kl / sqrt(facts) KL(now || before) on other questions
 about the subject + weight_decay |d|^2 / |h|^2. A subject with several facts is moved further, hence the root in the clamp; and as the mean
 divides each answer's weight by their number, what is kept must not weigh as much as before.
@@ -26,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .front import Front, cut
 from .prompts import Batch, Group, Row, collate
 from .site import Editable, first_of
 
@@ -161,6 +163,7 @@ class Part:
     owner: Tensor  # [n] subject of each row
     weight: Tensor  # [places] weight of each scored place in its subject's loss
     before: Tensor | None  # log-probabilities before the edit [places, vocabulary]; None for rows that learn the answer
+    front: Front | None = None  # what stands before the rows, where they are cut
 
     def of(self, live: Tensor) -> Part | None:
         """The rows whose subjects are live; None without any."""
@@ -180,36 +183,43 @@ class Part:
             self.batch.targets[places],
         )
         before = None if self.before is None else self.before[places]
-        return Part(batch, self.states[keep], self.owner[keep], self.weight[places], before)
+        front = None if self.front is None else self.front.of(keep)
+        return Part(batch, self.states[keep], self.owner[keep], self.weight[places], before, front)
 
 
-def parts_of(model: Editable, layer: int, groups: Sequence[Group], kl: float, before: Sequence[Tensor | None] | None = None) -> list[Part]:
+def parts_of(
+    model: Editable, layer: int, groups: Sequence[Group], kl: float, before: Sequence[Tensor | None] | None = None, *, tails: bool = False
+) -> list[Part]:
     """All rows of the groups in parts of similar length: those that learn the answer, then those that keep theirs.
 
-    before: of the same call on another version of the model, whose answers are the ones to keep; None for the model as it is.
+    before: of the same call on another version of the model, whose answers are the ones to keep; None for the model as it is. tails: rows
+    are cut before the subject's last token, for changes that reach nothing before it.
     """
     asked = [(row, weight, i) for i, g in enumerate(groups) for row, weight in g.asked]
     kept = [(row, kl / len(g.facts) ** 0.5 / len(g.kept), i) for i, g in enumerate(groups) for row in g.kept] if kl else []
-    parts = [_part(model, layer, rows, keep) for many, keep in ((asked, False), (kept, True)) for rows in _alike(many)]
+    size = _tail if tails else _length
+    parts = [_part(model, layer, rows, keep, tails) for many, keep in ((asked, False), (kept, True)) for rows in _alike(many, size)]
     return parts if before is None else [replace(part, before=was) for part, was in zip(parts, before, strict=True)]
 
 
-def _part(model: Editable, layer: int, rows: list[tuple[Row, float, int]], keep: bool) -> Part:
+def _part(model: Editable, layer: int, rows: list[tuple[Row, float, int]], keep: bool, tails: bool) -> Part:
     where = model.device
     batch = collate([row for row, _, _ in rows])
     batch = Batch(*(t.to(where) for t in (batch.ids, batch.first, batch.at, batch.rows, batch.places, batch.targets)))
-    states = model.entering(batch, layer)
+    states, front = model.entering(batch, layer), None
+    if tails:
+        batch, states, front = cut(model, layer, batch, states)
     weight = torch.tensor([w / len(row.places) for row, w, _ in rows for _ in row.places], device=where, dtype=states.dtype)
     before = None
     if keep:
         with torch.no_grad():
-            before = model.logits(batch, hidden=states, layer=layer).log_softmax(-1)
-    return Part(batch, states, torch.tensor([i for _, _, i in rows], device=where), weight, before)
+            before = model.logits(batch, hidden=states, layer=layer, front=front).log_softmax(-1)
+    return Part(batch, states, torch.tensor([i for _, _, i in rows], device=where), weight, before, front)
 
 
 def lost(model: Editable, layer: int, part: Part, states: Tensor) -> Tensor:
     """Weighted loss of every scored place [places] when the edited block gives `states` [n, width, d1]."""
-    logprobs = model.logits(part.batch, hidden=states, layer=layer).log_softmax(-1)
+    logprobs = model.logits(part.batch, hidden=states, layer=layer, front=part.front).log_softmax(-1)
     if part.before is None:
         return part.weight * -logprobs.gather(1, part.batch.targets[:, None])[:, 0]
     return part.weight * (logprobs.exp() * (logprobs - part.before)).sum(1)
@@ -232,7 +242,7 @@ class _Search:
         self.pace = torch.ones_like(size)
         self.pace[:, 1:] = size[:, 1:] / size[:, :1]
         self.losses, self.steps = [0.0] * len(groups), [0] * len(groups)
-        self.parts = parts_of(model, layer, groups, s.kl)
+        self.parts = parts_of(model, layer, groups, s.kl, tails=True)
 
     def run(self) -> None:
         """Optimise until every subject is done or the steps are used up; the last step only measures."""
@@ -300,13 +310,21 @@ def clamped(change: Tensor, radius: Tensor) -> Tensor:
     return change * (radius / change.norm(dim=1).clamp_min(1e-30)).clamp_max(1.0)[:, None]
 
 
-def _alike(rows: list[tuple[Row, float, int]]) -> list[list[tuple[Row, float, int]]]:
+def _length(row: Row) -> int:
+    return len(row.ids)
+
+
+def _tail(row: Row) -> int:
+    return len(row.ids) - min(row.at, *row.places)
+
+
+def _alike(rows: list[tuple[Row, float, int]], size: Callable[[Row], int]) -> list[list[tuple[Row, float, int]]]:
     """The rows in parts that are padded little: split where the padding of one part would cost more than WASTE."""
     if not rows:
         return []
-    ordered = sorted(rows, key=lambda r: len(r[0].ids))
-    real = sum(len(r[0].ids) for r in ordered)
-    if len(ordered) < 8 or len(ordered) * len(ordered[-1][0].ids) <= WASTE * real:
+    ordered = sorted(rows, key=lambda r: size(r[0]))
+    real = sum(size(r[0]) for r in ordered)
+    if len(ordered) < 8 or len(ordered) * size(ordered[-1][0]) <= WASTE * real:
         return [ordered]
     middle = len(ordered) // 2
     return [ordered[:middle], ordered[middle:]]
