@@ -43,6 +43,13 @@ class Overlay:
     grown: dict[str, tuple[str, CommitId]] = field(default_factory=dict)  # signature -> (name, the commit that applied it)
 
 
+def check_form(bits: str, density: float | None, strength: float) -> None:
+    """Raise BadParameter for a signature that cannot be made, before there is anything to make it of."""
+    from ..ops.patch.extract import kind_of
+
+    kind_of(bits, density, "all", strength)
+
+
 # --- what lies over a version ----------------------------------------------------------------------------
 
 
@@ -209,5 +216,6 @@ def _way(repo: Repository, by: CommitId, name: str) -> str:
 
 
 __all__ = [
-    "Laid", "Named", "Overlay", "apply", "describe", "extract", "find", "forget", "overlay", "remove", "require_free", "signatures",
+    "Laid", "Named", "Overlay", "apply", "check_form", "describe", "extract", "find", "forget", "overlay", "remove", "require_free",
+    "signatures",
 ]  # fmt: skip

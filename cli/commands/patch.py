@@ -64,7 +64,8 @@ def extract(
         session.lines(patch_lines(document["patch"], session.paint))
 
     session.show(document, render)
-    session.hint(f"mlc patch apply {name} --branch {name}")
+    if not dry_run:
+        session.hint(f"mlc patch apply {name}" + ("" if name in session.repo.branches() else f" --branch {name}"))
 
 
 def apply(
@@ -158,6 +159,7 @@ def train(
     from ...policies import patches
 
     patches.require_free(session.repo, name)
+    patches.check_form(bits, density, strength)  # after hours of training would be too late
     if resume is None and how.branch is None:
         how = replace(how, branch=f"{name}-robust")
     made: list[tuple[Any, list[str]]] = []

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 require = requirement("patch train")
 METHODS = ("cure", "trades", "at")
-EPSILON, STEP = 0.031, 0.007  # of the paper, for pixels from 0 to 1: a step is so much of the way
+EPSILON = 0.031  # of the paper, for pixels from 0 to 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Cure(Operation):
     trade: float = option(1.0, help="weight of the difference between answers to clean and to moved inputs")
     consistency: float = option(1.0, help="cure: weight of the difference to the revision model's answers")
     revise: float = option(0.2, help="cure: how often the revision model takes a step towards the trained one")
-    decay: float = option(0.999, help="cure: what the revision model keeps of itself in such a step")
+    decay: float | None = option(None, help="cure: what the revision model keeps of itself in such a step (default: by number of steps)")
     scope: str = option(".", help="cure: regular expression; matrices whose names it finds are conserved, others move freely")
     strict: bool = option(True, help="cure: what is conserved keeps its bits; else momentum and decay still move it")
     steps: int = option(200, help="optimizer steps")
@@ -66,7 +66,7 @@ class Cure(Operation):
             require(math.isfinite(number) and number >= 0, f"--{flag} must not be negative, it is {number}")
         shares = {"conserve": self.conserve, "natural": self.natural, "revise": self.revise, "decay": self.decay}
         for flag, share in {**shares, "clean-limit": self.clean_limit}.items():
-            require(0 <= share <= 1, f"--{flag} is a share from 0 to 1, not {share}")
+            require(share is None or 0 <= share <= 1, f"--{flag} is a share from 0 to 1, not {share}")
         require(0 < self.holdout <= 0.5, f"--holdout is a share above 0 and at most 0.5, not {self.holdout}")
         require(0 <= self.weight_decay < 1, f"--weight-decay is from 0 to 1, not {self.weight_decay}")
         try:

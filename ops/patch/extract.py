@@ -129,9 +129,11 @@ def check_same(clean: ModelView, other: ModelView, what: str) -> None:
 
 
 def _chosen(view: ModelView, layers: str) -> frozenset[str]:
-    """Names of the tensors that a signature may hold. shallow:K: embeddings and the first K blocks; in a convolutional network the first
-    K convolutions, by natural order of names, with what stands beside them (bias, normalisation). Raises BadParameter for a K that the model
-    does not have, Incompatible where layers are not known."""
+    """Names of the tensors that a signature may hold.
+
+    shallow:K: embeddings and the first K blocks; in a convolutional network the first K convolutions, by natural order of names, with what
+    stands beside them (bias, normalisation). Raises BadParameter when K is more than there are, Incompatible where layers are not known.
+    """
     names = view.names()
     if layers == "all":
         return frozenset(names)

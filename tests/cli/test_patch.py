@@ -148,6 +148,26 @@ def test_training_that_makes_nothing_robust_is_committed_nowhere(labelled, monke
     assert run_cli("patch", "train", "--data", labelled, "--name", "steady", "--steps", "2", "--json").error["kind"] == "BadParameter"
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [(("--bits", "3"), "--bits is 8, 4"), (("--density", "0"), "--density 0"), (("--strength", "nan"), "a strength lies between")],
+)
+def test_a_signature_that_cannot_be_is_refused_before_the_training(labelled, monkeypatch, words, said):
+    monkeypatch.setattr("mlc.policies.lifecycle.run", lambda *_, **__: pytest.fail("it was trained"))
+    answer = run_cli("patch", "train", "--data", labelled, "--name", "steady", *TRAIN, *words, "--json")
+    assert (answer.code, answer.error["kind"]) == (2, "BadParameter")
+    assert answer.error["message"].startswith(said)
+    assert "steady-robust" not in ok("branch")["branches"]
+
+
+def test_the_next_step_is_one_that_can_be_taken(robust):
+    tried = run_cli("patch", "extract", "robust", "main", "--name", "robust", "--dry-run")
+    assert "nothing was written" in tried.err
+    assert "next:" not in tried.err  # there is nothing to apply
+    made = run_cli("patch", "extract", "robust", "main", "--name", "robust")
+    assert made.err.splitlines()[-1] == "next: mlc patch apply robust"  # a branch of this name is there already
+
+
 def test_names_are_forgotten_and_undo_gives_them_back(robust):
     ok("patch", "extract", "robust", "main", "--name", "fog")
     digest = ok("patch", "show", "fog")["patch"]["signature"]

@@ -12,7 +12,7 @@ import torch
 from mlc.ops.models import load_model
 from mlc.ops.patch.adversary import Adversary, accuracies, answers, divergence, shifted
 from mlc.ops.patch.cure import Cure
-from mlc.ops.patch.curing import Curing, Picks, check, epsilon_of, follow, harmonic, prepare, prominent
+from mlc.ops.patch.curing import Curing, Picks, check, decay_of, epsilon_of, follow, harmonic, prepare, prominent
 from mlc.registry.errors import BadInputFile, BadParameter
 from mlc.tests.digits import Digits, trained
 from mlc.tests.factories import WORDS, tiny_model
@@ -177,6 +177,18 @@ def test_the_revision_model_follows_as_often_as_it_shall(images, share):
         curing.after_step(curing.module, step)
         followed += int(not torch.equal(kept, before))
     assert abs(followed - share * steps) <= 4 * math.sqrt(steps * share * (1 - share))
+
+
+def test_the_revision_model_remembers_a_sixteenth_of_the_training_unless_told_otherwise():
+    def of(**fields):
+        return decay_of(Cure(data="x", **fields))
+
+    assert of(steps=1600, revise=0.2) == pytest.approx(1 - 1 / 20)  # 100 steps, one in five of which it follows
+    assert of(steps=78_200) == pytest.approx(0.999, abs=1e-4)  # the paper's run has the paper's decay
+    assert of(steps=10_000_000) == 0.999
+    assert of(steps=10) == 0.0
+    assert of(steps=10, revise=0.0) == 0.0  # it never follows: nothing is kept of nothing
+    assert of(steps=10, decay=0.5) == 0.5
 
 
 # --- runs ------------------------------------------------------------------------------------------------
