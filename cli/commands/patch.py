@@ -18,6 +18,7 @@ TRAINING = load("patch.train")
 METAVARS = {"data": "FILE", "method": "cure|trades|at", "scope": "REGEX"}
 Training = options_of(TRAINING, METAVARS)
 OPTIONAL_VALUES = RESUMED
+ROBUST = "-robust"  # ends the branch that a patch is trained on, after its name
 
 Names = Annotated[list[str], typer.Argument(metavar="NAME...", help="Patches, as `mlc patch list` shows them.")]
 Onto = Annotated[str | None, typer.Option(metavar="REV", help="The version.", show_default="HEAD", autocompletion=complete_rev)]
@@ -146,7 +147,10 @@ def train(
     session: Session,
     operation: Training,  # type: ignore[valid-type]
     how: Mutation,
-    name: Annotated[str, typer.Option("--name", metavar="NAME", help="What the patch shall be called.")],
+    name: Annotated[
+        str | None,
+        typer.Option("--name", metavar="NAME", help="What the patch shall be called. A resumed run's branch says it."),
+    ] = None,
     rev: Rev = None,
     bits: Annotated[str, typer.Option(metavar="8|4|ternary", help="Bits of an element of the signature.")] = "8",
     density: Annotated[
@@ -158,10 +162,11 @@ def train(
     """Train a robust version of a clean one, on a branch of its own, and take its signature."""
     from ...policies import patches
 
+    name = name if name is not None else _name_of(session, resume)
     patches.require_free(session.repo, name)
     patches.check_form(bits, density, strength)  # after hours of training would be too late
     if resume is None and how.branch is None:
-        how = replace(how, branch=f"{name}-robust")
+        how = replace(how, branch=name + ROBUST)
     made: list[tuple[Any, list[str]]] = []
 
     def work() -> Any:
@@ -202,6 +207,18 @@ def forget(session: Session, names: Names, author: Author = None) -> None:
 
     session.show(document, render)
     session.hint("mlc undo")
+
+
+def _name_of(session: Session, resume: str | None) -> str:
+    """The name of an unfinished run's patch, by its branch. Raises BadParameter where that does not say."""
+    from ...policies.lifecycle import LATEST
+    from ...policies.runs import Runs
+
+    if resume is not None:
+        branch = Runs(session.repo).find(None if resume == LATEST else resume, TRAINING.name).branch or ""
+        if branch.endswith(ROBUST):
+            return branch.removesuffix(ROBUST)
+    raise BadParameter("patch train needs --name: what the patch shall be called", hint="for example: --name steady")
 
 
 def _robustness(session: Session, check: dict[str, Any]) -> None:

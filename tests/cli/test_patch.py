@@ -148,6 +148,28 @@ def test_training_that_makes_nothing_robust_is_committed_nowhere(labelled, monke
     assert run_cli("patch", "train", "--data", labelled, "--name", "steady", "--steps", "2", "--json").error["kind"] == "BadParameter"
 
 
+def test_a_run_that_was_stopped_goes_on_under_the_name_that_its_branch_has(labelled, measured, monkeypatch):
+    from mlc.ops.engine import LocalEngine
+
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr(LocalEngine, "train", stopped)
+        answer = run_cli("patch", "train", "--data", labelled, "--name", "steady", *TRAIN, "--json")
+    assert (answer.code, answer.error["kind"]) == (130, "Interrupted")
+    words = answer.error["hint"].split()[1:]  # what is said can be typed
+    assert words[:3] == ["patch", "train", "--resume"]
+    assert ok("patch", "list")["patches"] == []
+    assert ok(*words, "--bits", "4")["commit"]["branch"] == "steady-robust"
+    assert [p["name"] for p in ok("patch", "list")["patches"]] == ["steady"]
+
+
+def test_a_new_patch_needs_a_name(labelled):
+    answer = run_cli("patch", "train", "--data", labelled, *TRAIN, "--json")
+    assert (answer.code, answer.error["kind"], answer.error["hint"]) == (2, "BadParameter", "for example: --name steady")
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [(("--bits", "3"), "--bits is 8, 4"), (("--density", "0"), "--density 0"), (("--strength", "nan"), "a strength lies between")],
