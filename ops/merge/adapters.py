@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from ...registry.errors import BadParameter, Incompatible
 from ...registry.records import Json
 from ..base import Change, Check, Expectations, Operation, Plan, Run, option, requirement
+from .recipe import check_numbers
 
 if TYPE_CHECKING:
     from ...registry.view import EffectiveView, ModelView
@@ -43,8 +44,7 @@ class MergeAdapters(Operation):
         require(self.method in METHODS, f"adapters are merged by {' or '.join(METHODS)}, not by {self.method!r}")
         require(self.into in INTO, f"into is adapter or base, not {self.into!r}", "for example: --set into=base")
         require(self.rank is None or self.rank >= 1, f"rank {self.rank} is no rank", "for example: --set rank=8")
-        count, given = len(self.ingredients), len(self.weights)
-        require(given in (0, count), f"--weights gives {given} numbers for {count} adapters")
+        check_numbers("weights", len(self.weights), (len(self.ingredients),), "adapters")
         require(all(math.isfinite(number) for number in (*self.weights, self.lam)), "weights are finite numbers")
         total = sum(self.weights)
         require(not self.weights or self.method != "linear" or abs(total) >= 1e-8, "the weights sum to zero", "--method task-arithmetic")

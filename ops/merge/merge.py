@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ...registry.errors import BadParameter
 from ...registry.records import Json
 from ..base import Change, Check, Expectations, Operation, Plan, Run, option, requirement
-from .recipe import DTYPES, Recipe, Slice, Source
+from .recipe import DTYPES, Recipe, Slice, Source, check_numbers
 from .table import METHODS, method_of
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class Merge(Operation):
         """The number for the ingredient at this place, where one is given for each that is named, or for each but the base."""
         numbers = getattr(self, option)
         merged = sum(counted)
-        require(len(numbers) in (0, merged, len(counted)), f"--{option} gives {len(numbers)} numbers for {merged} ingredients")
+        check_numbers(option, len(numbers), (merged, len(counted)), "ingredients")
         return default if not numbers else numbers[at if len(numbers) == len(counted) else sum(counted[:at])]
 
     def _from_file(self, path: str) -> Recipe:

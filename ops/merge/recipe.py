@@ -6,7 +6,7 @@ sources have no range of layers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,15 @@ from .table import Method, check_count, method_of
 
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}
 TOKENIZERS = ("base", "union")
+
+
+def check_numbers(option: str, given: int, wanted: Sequence[int], what: str) -> None:
+    """Raise BadParameter where as many numbers are `given` as none of `wanted` (or none at all)."""
+    if given not in (0, *wanted):
+        typed = ",".join(["0.5"] * wanted[0])
+        raise BadParameter(
+            f"--{option} takes a number for each of {wanted[0]} {what}, not {given}", hint=f"for example: --{option} {typed}"
+        )
 
 
 @dataclass(frozen=True, slots=True)

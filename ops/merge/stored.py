@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 from ...registry.records import Json
 from ..base import Change, Check, Expectations, Operation, Plan, Run, option, requirement
 from .adapters import NOTE
+from .recipe import check_numbers
 
 if TYPE_CHECKING:
     from ...registry.view import ModelView
@@ -42,7 +43,7 @@ class Informed(Operation):
         require(count >= 1, "no version was named", "mlc merge a b")
         require(self.method in METHODS, f"{self.method!r} is neither fisher nor regmean")
         require(len(self.data) == len(self.digests) == count, f"{self.method} needs a data file for each of {count} versions", hint)
-        require(len(self.weights) in (0, count), f"--weights gives {len(self.weights)} numbers for {count} versions")
+        check_numbers("weights", len(self.weights), (count,), "versions")
         require(not self.weights or self.method == "fisher", "regmean takes no weights")
         require(all(math.isfinite(w) and w > 0 for w in self.weights), "weights of a fisher mean are positive numbers")
         require(0 <= self.ratio <= 1, f"ratio {self.ratio:g} lies outside [0, 1]", "for example: --set ratio=0.9")

@@ -92,7 +92,7 @@ def refused(*words: str) -> tuple[int, str, str]:
         (("a", "b", "--method", "opcm", "--set", "alpha=1"), 2, "outside [0, 1)", "alpha"),
         (("a", "wide", "--method", "opcm", "--base", "main"), 6, "shapes differ", "mlc diff"),
         (("a", "other", "--method", "ties", "--base", "main"), 6, "is a llama,", "one architecture"),
-        (("a", "b", "--weights", "0.5"), 2, "1 numbers for 2 ingredients", "help"),
+        (("a", "b", "--weights", "0.5"), 2, "a number for each of 2 ingredients, not 1", "--weights 0.5,0.5"),
         (("a", "b", "--weights", "nan,1"), 2, "finite", "help"),
     ],
 )

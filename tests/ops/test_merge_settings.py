@@ -151,7 +151,7 @@ def test_a_merge_file_that_is_not_there_or_no_text_is_refused(tmp_path: Path):
     [
         ({"ingredients": ()}, "needs ingredients"),
         ({"method": "lineare"}, "no merge method"),
-        ({"weights": (1.0,)}, "1 numbers for 2 ingredients"),
+        ({"weights": (1.0,)}, "a number for each of 2 ingredients, not 1"),
         ({"method": "karcher", "weights": (1.0, 2.0)}, "takes no weights"),
         ({"method": "ties", "base": "c", "density": (1.5,)}, "outside"),
         ({"method": "ties", "base": "c", "density": (0.0,)}, "outside"),
