@@ -121,6 +121,7 @@ def prepare(op: Edit, view: ModelView, run: Run) -> Prepared:
     model = Editable(view)
     coder = Coder(load_tokenizer(view))
     bench = bench_of(model.module, coder, "present answers", run.progress)
+    _refuse_unknown(given, coder)
     _refuse_present(given, bench)
     said = dict(zip([f.id for f in given.facts], rivals(given.facts, bench), strict=True))
     prompter = Prompter(coder, _window(view))
@@ -143,6 +144,21 @@ def prepare(op: Edit, view: ModelView, run: Run) -> Prepared:
     rows = ordinary_rows(op.covariance, view, run, width)
     found = moments(model, (*layers, *([beyond] if beyond is not None else [])), rows, run)
     return Prepared(model, given.facts, groups, layers, found, settings, given.digest, prefixes, rows, said, beyond)
+
+
+def _refuse_unknown(given: FactSet, coder: Coder) -> None:
+    """Raise BadInputFile for an answer that the vocabulary cannot write, and for a subject of which it knows nothing."""
+    if coder.unknown is None:
+        return
+    answers, subjects = coder.encode([f.target_new for f in given.facts]), coder.encode([f.subject for f in given.facts])
+    for fact, answer, subject in zip(given.facts, answers, subjects, strict=True):
+        what = fact.target_new if coder.unknown in answer else fact.subject if set(subject) == {coder.unknown} else None
+        if what is not None:
+            raise BadInputFile(
+                f"{given.name}, line {fact.line}: the vocabulary of this model has no token for {what!r}, or for a part of it",
+                hint=f"--skip {shlex.quote(fact.id)} leaves it out",
+                line=fact.line,
+            )
 
 
 def _refuse_present(given: FactSet, bench: Bench) -> None:

@@ -260,6 +260,17 @@ class TestRefusals:
             list(Edit(facts=str(path), **EAGER).apply(view, MemoryRun()))
         assert caught.value.hint == "it knows all of these facts: there is nothing to write"
 
+    @pytest.mark.parametrize("more", [{"target_new": "zebra"}, {"target_new": "red zebra"}, {"subject": "zebra"}])
+    def test_what_the_vocabulary_cannot_write_is_refused_with_its_line(self, view, tmp_path, more):
+        path = tmp_path / "odd.jsonl"
+        known = {"id": "a", "subject": "harbour", "prompt": "the {} is", "target_new": "blue"}
+        part = {**known, "id": "c", "subject": "zebra lamp"}  # a subject that is told apart all the same
+        path.write_text("".join(json.dumps(row) + "\n" for row in (known, {**known, "id": "b", "subject": "stone", **more}, part)))
+        with pytest.raises(BadInputFile, match=r"odd.jsonl, line 2: the vocabulary of this model has no token for '.*zebra'") as caught:
+            list(Edit(facts=str(path), **EAGER).apply(view, MemoryRun()))
+        assert caught.value.hint == "--skip b leaves it out"
+        list(Edit(facts=str(path), **{**EAGER, "over_capacity": True}, skip=("b",)).apply(view, MemoryRun()))
+
     def test_second_moments_of_another_model_are_refused(self, done):
         with pytest.raises(Incompatible, match="keys of 32 numbers, this layer's keys have 48"):
             unpack_moment(held(done[1], "covariance"), 48)
