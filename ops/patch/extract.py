@@ -99,7 +99,8 @@ def _parts(
         same = robust.entry(name).digest == entry.digest
         if entry.dtype not in FLOATS:
             if not same and not name.endswith("num_batches_tracked"):  # a counter of training steps: left as the target has it
-                raise Incompatible(f"{name} ({entry.dtype}) differs between the two models, and only floats can be patched")
+                said = f"{name} ({entry.dtype}) differs between the two models, and only floats can be patched"
+                raise Incompatible(said, hint="mlc diff ROBUST CLEAN --weights")
             continue
         if is_statistic(name) or name not in chosen or (same and origin.entry(name).digest == entry.digest):
             continue
@@ -117,7 +118,7 @@ def is_statistic(name: str) -> bool:
 
 
 def check_same(clean: ModelView, other: ModelView, what: str) -> None:
-    """Raise ShapeMismatch for the first tensor in which `other` differs from the clean model by name, type or shape."""
+    """Raise ShapeMismatch for the first tensor in which `other` differs from the clean model by name or shape; types may differ."""
     hint = "all of them must be versions of one architecture; `mlc show REV --tensors` lists it"
     for name in sorted({*clean.names(), *other.names()}):
         if not (clean.has(name) and other.has(name)):

@@ -30,6 +30,7 @@ SIZES = struct.Struct("<II")  # bytes of the header, and of its frame
 LEVEL = 19  # signatures are small and kept for long
 FRAME = 1 << 22  # elements of one frame
 LONGEST_HEADER = 1 << 26
+REPAIR = "mlc fsck --level 2"
 Shape = tuple[int, ...]
 
 
@@ -103,7 +104,7 @@ class Signature:
         try:
             codes = unpack(decompress(frame.data, packed_size(total, self.kind.bits)), total, self.kind.bits)
         except ValueError as fault:
-            raise CorruptRecord(f"signature {self.digest[:12]} is damaged: {fault}") from fault
+            raise CorruptRecord(f"signature {self.digest[:12]} is damaged: {fault}", hint=REPAIR) from fault
         kept = None
         if len(frame.kept):
             bits = np.frombuffer(decompress(frame.kept, -(-sum(sizes) // 8)), dtype=np.uint8)
@@ -112,7 +113,7 @@ class Signature:
         for place, (name, size, count) in enumerate(zip(names, sizes, frame.counts, strict=True), frame.first):
             mask = None if kept is None else kept[element : element + size]
             if count != (size if mask is None else int(mask.sum())):
-                raise CorruptRecord(f"signature {self.digest[:12]} is damaged: tensor {name} has {count} codes")
+                raise CorruptRecord(f"signature {self.digest[:12]} is damaged: tensor {name} has {count} codes", hint=REPAIR)
             found[name] = Coded(codes[at : at + count], self._numbers[place], mask)
             at, element = at + count, element + size
         return found
@@ -175,7 +176,7 @@ def decode(data: bytes) -> Signature:
     try:
         return _decoded(memoryview(data), digest)
     except (ValueError, KeyError, TypeError, struct.error) as fault:
-        raise CorruptRecord(f"object {digest[:12]} is not a signature: {fault}", hint="mlc fsck") from fault
+        raise CorruptRecord(f"object {digest[:12]} is not a signature: {fault}", hint=REPAIR) from fault
 
 
 def _decoded(data: memoryview, digest: Digest) -> Signature:
@@ -186,16 +187,14 @@ def _decoded(data: memoryview, digest: Digest) -> Signature:
         raise ValueError("its header is too long")
     at = len(MARK) + SIZES.size
     header: dict[str, Any] = json.loads(decompress(data[at : at + squeezed], length))
-    kind = Kind(*header["kind"])
-    if kind.bits not in (TERNARY, *BITS):
-        raise ValueError(f"{kind.bits!r:.20} bits are unknown")
-    names = header["names"].split("\n") if header["names"] else []
-    tensors = dict(zip(names, (tuple(shape) for shape in header["shapes"]), strict=True))
+    kind = _kind(*header["kind"])
+    names = str.split(header["names"], "\n") if header["names"] else []  # str.split: TypeError for what is no text
+    tensors = dict(zip(names, (_counts(shape) for shape in header["shapes"]), strict=True))
     plain = memoryview(data)[at + squeezed :]
     numbers, plain = _floats(plain, len(names) * (1 if kind.bits == TERNARY else 2))
     pairs = zip(numbers, [0.0] * len(numbers), strict=True) if kind.bits == TERNARY else zip(numbers[::2], numbers[1::2], strict=True)
     statistics = {}
-    for name, shape in header["statistics"]:
+    for name, shape in ((name, _counts(shape)) for name, shape in header["statistics"]):
         size = math.prod(shape) * (2 if kind.bits == TERNARY else 4)
         if len(plain) < size:
             raise ValueError("it ends too early")
@@ -203,6 +202,7 @@ def _decoded(data: memoryview, digest: Digest) -> Signature:
         plain = plain[size:]
     frames, first = [], 0
     for size, masked, told in header["frames"]:
+        _counts([size, masked, *(told if isinstance(told, list) else [told])])
         if len(plain) < size + masked:
             raise ValueError("it ends too early")
         last = first + (len(told) if isinstance(told, list) else told)
@@ -214,6 +214,20 @@ def _decoded(data: memoryview, digest: Digest) -> Signature:
     found = tuple((float(a), float(b)) for a, b in pairs)
     architecture, total = header["architecture"]
     return Signature(digest, len(data), kind, architecture, total, tensors, statistics, found, tuple(frames))
+
+
+def _kind(bits: str, density: float, layers: str, strength: float) -> Kind:
+    if bits not in (TERNARY, *BITS):
+        raise ValueError(f"{bits!r:.20} bits are unknown")
+    return Kind(bits, float(density), str(layers), float(strength))
+
+
+def _counts(told: Iterable[Any]) -> tuple[int, ...]:
+    """Numbers of a header that must be counts: whole, not negative. Raises ValueError, TypeError."""
+    found = tuple(told)
+    if not all(type(count) is int and count >= 0 for count in found):
+        raise ValueError(f"{found!r:.40} are no counts")
+    return found
 
 
 def _floats(data: memoryview, count: int) -> tuple[np.ndarray[Any, Any], memoryview]:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import json
 import math
+import operator
 import random
 
 import pytest
@@ -13,7 +17,8 @@ from mlc.ops.patch.extract import check_same, extract, kind_of, project
 from mlc.ops.patch.overlay import check_fits, joint, materialise
 from mlc.ops.patch.patch import Patch
 from mlc.ops.patch.quantise import BITS, pack, quantise, restore, unpack
-from mlc.ops.patch.signature import architecture_of, decode
+from mlc.ops.patch.signature import MARK, SIZES, architecture_of, decode
+from mlc.registry.delta.frames import compress, decompress
 from mlc.registry.errors import BadParameter, CorruptRecord, Incompatible, ShapeMismatch, StalePlan
 from mlc.registry.ids import blob_digest
 from mlc.tests.factories import tiny_model
@@ -195,6 +200,26 @@ def test_bytes_that_are_no_signature_are_said_to_be_none():
     for wrong in (b"", b"mlc.signature.v1", data[:-1], data + b"x", b"x" + data[1:], data[:20] + b"\xff" * 8 + data[28:]):
         with pytest.raises(CorruptRecord):
             decode(wrong)
+
+
+def test_a_header_that_says_nonsense_is_damage_and_no_accident():
+    data = extract(moved(small(), 1), small(), small(), kind_of("4", 0.3, "all", 1))
+    length, squeezed = SIZES.unpack_from(data, len(MARK))
+    at = len(MARK) + SIZES.size
+    header, rest = json.loads(decompress(data[at : at + squeezed], length)), data[at + squeezed :]
+    places = [("names",), ("kind", 1), ("shapes", 0), ("shapes", 0, 0), ("frames", 0, 0), ("frames", 0, 2, 1), ("statistics", 0, 1, 0)]
+    for place in places:
+        for nonsense in (None, 1.5, "x", [[1]], {"a": 1}, -1):
+            wrong = copy.deepcopy(header)
+            inner = functools.reduce(operator.getitem, place[:-1], wrong)
+            inner[place[-1]] = nonsense
+            if place == ("kind", 1) and isinstance(nonsense, float | int):
+                continue  # a share like any other
+            said = json.dumps(wrong).encode()
+            frame = compress(said)
+            with pytest.raises(CorruptRecord) as caught:
+                decode(MARK + SIZES.pack(len(said), len(frame)) + frame + rest)
+            assert caught.value.hint
 
 
 # --- the overlay -----------------------------------------------------------------------------------------
