@@ -43,7 +43,7 @@ class RevertFacts(Operation):
         if data is None:
             raise BadParameter(
                 f"{short(self.rev)} is no edit that still holds here: only facts of `mlc edit` can be taken back one by one",  # type: ignore[arg-type]
-                hint=f"mlc revert {short(self.rev)} takes the whole change back",  # type: ignore[arg-type]
+                hint="mlc log --op edit lists the edits",
             )
         told = about(data)
         known = [fact for members in told["ids"] for fact in members]

@@ -281,6 +281,7 @@ def test_a_revert_of_facts_needs_an_edit_behind_the_branch(here):
     tip = ok("refs")["branches"]["main"]
     for words in (("HEAD", "--fact", "lamp"), ("HEAD", "--fact", "lamp", "--parent", "1")):
         assert run_cli("revert", *words, "--json").code == 2
+    assert "mlc log --op edit" in run_cli("revert", "HEAD", "--fact", "lamp", "--json").error["hint"]
     assert untouched(here, tip)
     ok("edit", "--facts", "facts.jsonl", *FAST)
     answer = run_cli("revert", "HEAD", "--fact", "nobody", "--json")
