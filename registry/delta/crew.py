@@ -31,7 +31,7 @@ _WORKER = threading.local()
 _COUNT = threading.Lock()
 _alone = 0  # blocks of one_thread that are open
 _before = 1  # torch's threads outside them
-_POOLS: dict[tuple[int, int], ThreadPoolExecutor] = {}  # by process (threads do not survive a fork) and how many they are at most
+_POOLS: dict[int, ThreadPoolExecutor] = {}  # by process: threads do not survive a fork
 
 
 def each(function: Callable[[A], B], items: Iterable[A]) -> list[B]:
@@ -50,20 +50,6 @@ def in_order(function: Callable[[A], B], items: Sequence[A]) -> Iterator[B]:
     yield from drawn(_pool(), function, items, min(MOST, _processors()) + 1)
 
 
-def behind(function: Callable[[A], object], items: Iterable[A]) -> None:
-    """`function` of every item, in order, while the next one is made: in another thread, where there is a processor for it.
-
-    For long calls that need no interpreter, beside a maker of many short ones: two such makers would wait for each other at every call.
-    """
-    if _processors() < 2 or getattr(_WORKER, "busy", False):
-        for item in items:
-            function(item)
-        return
-    with alone():
-        for _ in drawn(_pool(1), function, items, 2):
-            pass
-
-
 def drawn(pool: ThreadPoolExecutor, function: Callable[[A], B], items: Iterable[A], most: int) -> Iterator[B]:
     """Results of a pool's work in the order of the items; no more than `most` are ever under way or waiting."""
     waiting: deque[Future[B]] = deque()
@@ -79,12 +65,11 @@ def drawn(pool: ThreadPoolExecutor, function: Callable[[A], B], items: Iterable[
             future.cancel()
 
 
-def _pool(most: int = MOST) -> ThreadPoolExecutor:
+def _pool() -> ThreadPoolExecutor:
     with _COUNT:
-        key = os.getpid(), most
-        if key not in _POOLS:
-            _POOLS[key] = ThreadPoolExecutor(min(most, _processors()), "mlc-segment", initializer=enlist)
-        return _POOLS[key]
+        if os.getpid() not in _POOLS:
+            _POOLS[os.getpid()] = ThreadPoolExecutor(min(MOST, _processors()), "mlc-segment", initializer=enlist)
+        return _POOLS[os.getpid()]
 
 
 def enlist() -> None:

@@ -57,7 +57,7 @@ def passed(
 
     Raises HashMismatch for a source (or reference) whose bytes are not those of its name, and as `chain.tensor_range`.
     """
-    from ..delta.crew import behind, one_thread
+    from ..delta.crew import in_order, one_thread
     from ..delta.derivation import cut
 
     infos = {digest: reader.info(Digest(digest)) for digest in derived.sources}
@@ -66,20 +66,16 @@ def passed(
     step = _Step(reader, derived, dtype, infos, reference)
     hashers = [tensor_hasher(info.dtype, info.shape) for info in infos.values()]
     mine, moved, infinite, values = tensor_hasher(dtype, shape), None, False, set()
-
-    def booked(piece: _Piece) -> None:
-        nonlocal moved, infinite
-        for hasher, data in zip(hashers, piece.read, strict=True):
-            hasher.update(data)
-        mine.update(piece.out)
-        if sink is not None:
-            sink(piece.out)
-        moved = piece.moved if moved is None or piece.moved is None else moved + piece.moved
-        infinite |= piece.infinite
-        values.add(piece.value)
-
     with one_thread():
-        behind(booked, map(step, cut(dtype, shape)))
+        for piece in in_order(step, cut(dtype, shape)):
+            for hasher, data in zip(hashers, piece.read, strict=True):
+                hasher.update(data)
+            mine.update(piece.out)
+            if sink is not None:
+                sink(piece.out)
+            moved = piece.moved if moved is None or piece.moved is None else moved + piece.moved
+            infinite |= piece.infinite
+            values.add(piece.value)
     for hasher, info in zip(hashers, infos.values(), strict=True):
         if hasher.hexdigest() != info.digest:
             raise HashMismatch(

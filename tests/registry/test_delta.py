@@ -312,7 +312,7 @@ def test_a_forked_child_has_threads_of_its_own(monkeypatch):
     monkeypatch.setattr(crew.os, "getpid", lambda: -1)  # as after a fork
     assert crew.each(abs, [-3, -4]) == [3, 4]
     assert len(crew._POOLS) > 1
-    crew._POOLS.pop((-1, crew.MOST)).shutdown()
+    crew._POOLS.pop(-1).shutdown()
 
 
 def test_work_within_work_does_not_wait_for_itself(monkeypatch):

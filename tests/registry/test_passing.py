@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import threading
 
 import pytest
 import safetensors.torch
@@ -136,43 +135,6 @@ def test_a_bit_that_flips_in_memory_is_found(repo, tmp_path, monkeypatch):
     monkeypatch.setattr(passing, "_read", spoilt)
     with pytest.raises(HashMismatch):
         changed(repo, commits[0], promised, "passed")
-
-
-def test_pieces_are_made_by_one_thread_and_hashed_by_another(repo, tmp_path, monkeypatch):
-    """Two threads that make them wait for each other at every call: a quarter more processor time, and no sooner done."""
-    monkeypatch.setattr(crew, "_processors", lambda: 4)
-    cut_small(monkeypatch)
-    commits = two(repo, tmp_path)
-    made, kept = [], []
-    step, finite = passing._Step.__call__, passing._infinite
-    monkeypatch.setattr(passing._Step, "__call__", lambda self, part: [made.append(threading.get_ident()), step(self, part)][1])
-    monkeypatch.setattr(passing, "_infinite", lambda *a: [kept.append(crew._WORKER.busy), finite(*a)][1])
-    promised, _ = claims(repo, commits)
-    changed(repo, commits[0], promised, "passed")
-    assert len(made) > len(promised)
-    assert set(made) == {threading.get_ident()}
-    assert all(kept)  # what it calls wakes nobody else
-    assert not getattr(crew._WORKER, "busy", False)
-
-
-def test_what_is_done_behind_comes_in_order_and_its_faults_are_raised(monkeypatch):
-    monkeypatch.setattr(crew, "_processors", lambda: 2)
-    found = []
-    crew.behind(lambda item: found.append((item, threading.get_ident())), range(50))
-    assert [item for item, _ in found] == list(range(50))
-    assert len({thread for _, thread in found} - {threading.get_ident()}) == 1
-
-    def refuse(item):
-        if item == 3:
-            raise ValueError("three")
-
-    made = []
-    with pytest.raises(ValueError, match="three"):
-        crew.behind(refuse, (made.append(n) or n for n in range(50)))
-    assert len(made) < 10  # nothing is made for nobody
-    with crew.alone():
-        crew.behind(lambda item: found.append(threading.get_ident()), [1])
-    assert found[-1] == threading.get_ident()
 
 
 def test_what_becomes_infinite_is_refused_and_what_was_is_not(repo, tmp_path):
