@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Unpack
 
-from ..ops.patch.patch import Patch
+from ..ops.patch.patch import Patch, checked_strength
 from ..registry.errors import BadParameter, Incompatible
 from ..registry.ids import CommitId, short
 from ..registry.lineage import ancestors, parents_in
@@ -116,8 +116,6 @@ def apply(
     Raises NotFound for an unknown name, ShapeMismatch for another architecture, BadParameter for one that lies there already,
     Incompatible for one that has become part of the weights.
     """
-    from ..ops.patch.extract import checked_strength
-
     if len(strengths) not in (0, 1, len(names)):
         raise BadParameter(
             f"{len(strengths)} strengths are given for {len(names)} {'patch' if len(names) == 1 else 'patches'}",

@@ -31,13 +31,13 @@ from ..unlearn.task import Rows, Task, task_of
 from ..update.full import Full
 from .adversary import Adversary, Answers, accuracies, answers, divergence, scale_of
 from .cure import EPSILON, Cure
+from .patch import WIDTHS
 
 if TYPE_CHECKING:
     from ...registry.view import ModelView
 
 MEMORY = 1 / 16  # share of the training that the revision model remembers
 LONGEST = 0.999  # decay of the paper's runs, the longest known
-FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 
 # --- rows --------------------------------------------------------------------------------------------------
@@ -113,7 +113,12 @@ class Picks:
 
 
 class Curing:
-    """The objective of a step, the mask that it leaves, and what becomes of both after the optimizer has moved: it rides along."""
+    """The objective of a step, the mask that it leaves, and what becomes of both after the optimizer has moved: it rides along.
+
+    Called with the module (in evaluation mode, fp32) and the rows of a step, it returns the loss, a scalar that can be differentiated:
+    CE(x) + trade KL(p(x) || p(x')) + consistency (KL(rev(x) || p(x)) + KL(rev(x') || p(x'))), x' the moved inputs; AT: CE(x').
+    Raises BadParameter for a scope that finds no matrix.
+    """
 
     def __init__(self, op: Cure, module: nn.Module, adversary: Adversary, seed: int) -> None:
         self.op, self.module, self.adversary, self.seed = op, module, adversary, seed
@@ -196,9 +201,10 @@ class Curing:
 
 
 def prominent(parameter: Tensor, natural: Tensor | None, robust: Tensor | None, share: float, conserved: float) -> Tensor:
-    """Mask of the elements that may move: exactly ceil((1 - conserved) n) of the greatest `share |natural| + (1 - share) |robust|`.
+    """Mask (bool, of the parameter's shape) of the elements that may move.
 
-    Equals are taken by flat index. A gradient of None counts as zeros.
+    Exactly ceil((1 - conserved) n), those of the greatest `share |natural| + (1 - share) |robust|`, gradients of the parameter; None is
+    zeros. Equals are taken by flat index.
     """
     score = torch.zeros_like(parameter, dtype=torch.float32)
     for gradient, weight in ((natural, share), (robust, 1 - share)):
@@ -234,9 +240,9 @@ def _number(seed: int, step: int) -> int:
 def plan(op: Cure, view: ModelView) -> Plan:
     """What is trained and what it costs, from names, shapes and the file's size."""
     items = read_items(op.data, "retain")
-    names = tuple(n for n in view.names() if view.entry(n).dtype in FLOATS)
+    names = tuple(n for n in view.names() if view.entry(n).dtype in WIDTHS)
     count = sum(math.prod(view.entry(n).shape) for n in names)
-    size = sum(math.prod(view.entry(n).shape) * FLOATS[view.entry(n).dtype] for n in names)
+    size = sum(math.prod(view.entry(n).shape) * WIDTHS[view.entry(n).dtype] for n in names)
     passes = op.attack_steps + (6 if op.method == "cure" else 3)
     return Plan(
         f"train {count:,} parameters by {op.method} for {op.steps} steps on {len(items.items)} records",

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...registry.errors import BadParameter, Incompatible, ShapeMismatch
 from ..arch import blocks_of, family_of, role_of
-from .overlay import FLOATS
+from .patch import WIDTHS, checked_strength
 from .quantise import BITS, TERNARY, quantise
 from .signature import Kind, Part, architecture_of, encode
 
@@ -38,13 +38,6 @@ def kind_of(bits: str, density: float | None, layers: str, strength: float) -> K
     if layers != "all" and not SHALLOW.fullmatch(layers):
         raise BadParameter(f"--layers is all or shallow:K, not {layers!r}", hint="for example: --layers shallow:2")
     return Kind(bits, float(share), layers, checked_strength(strength))
-
-
-def checked_strength(strength: float) -> float:
-    """A strength that can be applied. Raises BadParameter."""
-    if not 0 <= strength <= 100:  # false for NaN
-        raise BadParameter(f"a strength lies between 0 and 100, not at {strength:g}", hint="for example: --strength 1")
-    return float(strength)
 
 
 def project(robust: Tensor, clean: Tensor, origin: Tensor) -> Tensor:
@@ -97,7 +90,7 @@ def _parts(
             report(done, len(clean.names()))
         entry = clean.entry(name)
         same = robust.entry(name).digest == entry.digest
-        if entry.dtype not in FLOATS:
+        if entry.dtype not in WIDTHS:
             if not same and not name.endswith("num_batches_tracked"):  # a counter of training steps: left as the target has it
                 said = f"{name} ({entry.dtype}) differs between the two models, and only floats can be patched"
                 raise Incompatible(said, hint="mlc diff ROBUST CLEAN --weights")

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from ...kernels.exact import add, round_to, scale, widen
 from ...registry.errors import ShapeMismatch
+from .patch import WIDTHS
 from .signature import Signature, architecture_of
 
 if TYPE_CHECKING:
     from ...registry.view import ModelView
 
-FLOATS = ("F64", "F32", "F16", "BF16")
 LEAST = 0.1  # of the clean variance: several patches could bring it below zero
 Layer = tuple[Signature, float]  # a signature and its strength
 
@@ -82,7 +82,7 @@ def check_fits(signature: Signature, view: ModelView, what: str) -> None:
         if not view.has(name):
             raise ShapeMismatch(f"{what} changes {name}, which this model does not have: it is for another architecture", hint=hint)
         entry = view.entry(name)
-        if tuple(entry.shape) != tuple(shape) or entry.dtype not in FLOATS:
+        if tuple(entry.shape) != tuple(shape) or entry.dtype not in WIDTHS:
             said = f"{name} is {list(shape)} in {what} and {entry.dtype} {list(entry.shape)} in this model"
             raise ShapeMismatch(f"{said}: it is for another architecture", hint=hint)
     if architecture_of((name, view.entry(name).shape) for name in view.names()) != signature.architecture:

@@ -21,7 +21,14 @@ if TYPE_CHECKING:
 
 COMBINE = ("norm", "sum")
 KIND = "signature"  # of the artifacts that a patched commit keeps
-WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # bytes of an element, of the types that can be patched and trained
+
+
+def checked_strength(strength: float) -> float:
+    """A strength that can be applied. Raises BadParameter."""
+    if not 0 <= strength <= 100:  # false for NaN
+        raise BadParameter(f"a strength lies between 0 and 100, not at {strength:g}", hint="for example: --strength 1")
+    return float(strength)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +60,7 @@ class Patch(Operation):
             if not is_digest(digest):
                 raise BadParameter(f"{digest!r:.80} is not the digest of a signature", hint="mlc patch list")
         for strength in self.strengths:
-            if not 0 <= strength <= 100:
-                raise BadParameter(f"a strength lies between 0 and 100, not at {strength:g}", hint="for example: --strength 1")
+            checked_strength(strength)
 
     # --- the contract ---
 
