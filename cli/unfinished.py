@@ -33,7 +33,7 @@ def going_on(run: dict[str, Any]) -> str:
     """The command that goes on with an unfinished run; where its verb takes none up again, the one that throws it away."""
     verb = run["op"].partition(".")[0]
     if run["op"] == "patch.train":
-        return f"mlc patch train --resume {run['id']} --name NAME"
+        return f"mlc patch train --resume {run['id']}"
     if verb == "unmerge":
         return f"mlc unmerge {run['branch']} --remove REV"  # the same request goes on by itself
     return f"mlc {verb} --resume {run['id']}" if verb in RESUMING else f"mlc runs --forget {run['id']}"

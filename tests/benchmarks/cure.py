@@ -29,7 +29,6 @@ from mlc.ops.patch.cure import Cure
 from mlc.ops.patch.curing import harmonic
 from mlc.policies import lifecycle
 from mlc.registry.repository import Repository
-from mlc.tests.benchmarks import chapters
 from mlc.tests.benchmarks.patches import MATERIAL
 from mlc.tests.digits import Digits, accuracy, trained
 
@@ -120,20 +119,6 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
         "passed": {way: f"{count} of {len(runs)}" for way, count in passed.items()},
         "holds": 5 * passed["trades"] >= 3 * len(runs),
     }
-
-
-def table(found: dict[str, Any] | None) -> str:
-    """Markdown: natural, robust and NRR per seed and method, the means, and how often the claim holds."""
-    if not found:
-        return chapters.ABSENT
-    seeds = [(run["seed"], run["rows"]) for run in found["runs"]]
-    rows = [
-        [name, seed, *(chapters.said(one[name][key]) for key in SCORES)]
-        for name in found["means"]
-        for seed, one in (*seeds, ("mean", found["means"]))
-    ]
-    passed = "; ".join(f"against {name} in {count}" for name, count in found["passed"].items())
-    return chapters.table(["method", "seed", "natural", "robust", "NRR"], rows) + f"\nCURE's claim holds {passed} seeds.\n"
 
 
 if __name__ == "__main__":

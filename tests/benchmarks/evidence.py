@@ -145,6 +145,7 @@ def scripts(place: Path) -> dict[str, list[list[str]]]:
         "mergekit": [["bench_merge.py"]],
         "updates": [["updates.py", "--to", "oz", "shakespeare", "--seeds", "0", "1", *out("updates")]],
         "compat": [["compat.py", str(place / "compat.json")]],
+        "cure": [["cure.py"]],
         "gates": [["gates.py"]],
         "provenance": [["provenance.py", *out("provenance")]],
     }

@@ -196,7 +196,7 @@ def test_an_id_in_a_table_is_never_broken_over_two_lines():
     [
         ("merge.opcm", "mlc merge --resume 7"),
         ("align.embeddings", "mlc align --resume 7"),
-        ("patch.train", "mlc patch train --resume 7 --name NAME"),
+        ("patch.train", "mlc patch train --resume 7"),
         ("unmerge", "mlc unmerge main --remove REV"),
         ("rollback", "mlc runs --forget 7"),
     ],
