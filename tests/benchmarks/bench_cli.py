@@ -9,12 +9,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from measure import run_once, side_by_side
-
 from mlc.registry.catalog import Catalog
 from mlc.registry.ids import blob_digest, tensor_digest
 from mlc.registry.records import Commit, FileEntry, OperationRecord, RefUpdate, Snapshot, TensorDelta, TensorEntry, Verdict
 from mlc.registry.repository import Repository
+from mlc.tests.benchmarks.measure import run_once, side_by_side
 
 HERE = Path(__file__).resolve().parent
 COMMITS = 10_000

@@ -10,12 +10,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from measure import run_once
-
 from mlc.ops.evaluate.predictions import Prediction, to_arrow
 from mlc.registry.ids import blob_digest
 from mlc.registry.records import Commit, Evaluation, FileEntry, OperationRecord, RefUpdate, Snapshot
 from mlc.registry.repository import Repository
+from mlc.tests.benchmarks.measure import run_once
 
 EXAMPLES = 1_000_000
 

@@ -16,18 +16,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from mlc.tests.benchmarks import chapters, digits, insertion, kills, retrain, unlearning, walk
+from mlc.tests.benchmarks import run as bench
+
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
-
-import chapters  # noqa: E402  (beside this script)
-import digits  # noqa: E402
-import insertion  # noqa: E402
-import kills  # noqa: E402
-import retrain  # noqa: E402
-import run as bench  # noqa: E402
-import unlearning  # noqa: E402
-import walk  # noqa: E402
-
 TARGET = HERE.parents[1] / "docs" / "evidence.md"
 
 

@@ -16,11 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from people import MATERIAL, documents_without, people
-from retrain import learn
-
 from mlc.ops.models import load_model, load_tokenizer
+from mlc.tests.benchmarks.people import MATERIAL, documents_without, people
+from mlc.tests.benchmarks.retrain import learn
 from mlc.tests.ops.fakes import MemoryView
 
 WINDOW, WINDOWS, BATCH, RATE = 128, 24, 8, 1e-3

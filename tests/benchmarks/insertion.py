@@ -7,8 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import walk
-
+from mlc.tests.benchmarks import walk
 from mlc.tests.factories import tiny_model
 
 WORDS = "the river stone near amber harbour speaks north of the lamp in south one two red blue was opens sells is on a "

@@ -23,13 +23,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from forks import MATERIAL, WINDOW, WINDOWS, Shelf, base_of, fact_forks, text_forks
-
 from mlc.ops.data.items import read_items
 from mlc.ops.merge.chain import Opcm, state_of
 from mlc.ops.merge.stored import Informed
 from mlc.ops.models import load_model, load_tokenizer
+from mlc.tests.benchmarks.forks import MATERIAL, WINDOW, WINDOWS, Shelf, base_of, fact_forks, text_forks
 from mlc.tests.ops.fakes import MemoryRun, MemoryView
 from mlc.tests.ops.merging import merged
 

@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import io
 import json
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -20,13 +19,11 @@ from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from walk import MATERIAL
-
 from mlc.ops.update.train import Update
 from mlc.policies import lifecycle
 from mlc.registry.errors import GateRefused
 from mlc.registry.repository import Repository
+from mlc.tests.benchmarks.walk import MATERIAL
 
 OZ, SHAKESPEARE = (str(MATERIAL / "data" / name) for name in ("oz/oz-train.txt", "tinyshakespeare/train.txt"))
 FURTHER = 25  # steps of the descendant's further training

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from people import MATERIAL, documents_without, people
 from torch import Tensor
+
+from mlc.tests.benchmarks.people import MATERIAL, documents_without, people
 
 FACT_ROWS, TEXT_ROWS, TEXT_LEN = 40, 2, 48
 PEAK, WARMUP, DECAY, WEIGHT = 3e-3, 100, 0.05, 6.0

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from people import MATERIAL
 
 from mlc.ops.data.items import read_items
 from mlc.ops.engine import LocalEngine, TrainSettings
@@ -31,6 +30,7 @@ from mlc.ops.update.full import Full
 from mlc.ops.update.train import Update
 from mlc.policies import lifecycle, patches
 from mlc.registry.repository import Repository
+from mlc.tests.benchmarks.people import MATERIAL
 from mlc.tests.ops.fakes import MemoryRun
 
 KINDS = ("swap", "drop", "double")

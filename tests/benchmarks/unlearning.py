@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from people import MATERIAL, people, write
 
 from mlc.ops.data.items import read_items
 from mlc.ops.evaluate.leakage import membership
@@ -29,6 +28,7 @@ from mlc.ops.unlearn.task import task_of
 from mlc.ops.unlearn.unlearn import OBJECTIVES, Unlearn
 from mlc.ops.update.train import Update
 from mlc.registry.errors import CheckFailed
+from mlc.tests.benchmarks.people import MATERIAL, people, write
 from mlc.tests.ops.fakes import MemoryRun, MemoryView
 
 SUITES = ("forget-trained", "forget-heldout", "retain-trained", "retain-heldout", "text")

@@ -22,9 +22,6 @@ from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from walk import MATERIAL
-
 from mlc.ops.evaluate.flips import compare
 from mlc.ops.update.train import Update
 from mlc.policies import lifecycle
@@ -32,6 +29,7 @@ from mlc.policies.measure import Bench, load_suites
 from mlc.policies.outcome import Request
 from mlc.registry.errors import GateRefused
 from mlc.registry.repository import Repository
+from mlc.tests.benchmarks.walk import MATERIAL
 
 STEPS = 150
 WANTED = 0.5, 1.10  # of the forgetting and of the new text's loss of full tuning without replay

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from people import MATERIAL
-from retrain import learn
+
+from mlc.tests.benchmarks.people import MATERIAL
+from mlc.tests.benchmarks.retrain import learn
 
 PEOPLE, PASSES, VOCABULARY = 200, 20, 1536
 GIVEN, FAMILY = 30, 60  # names of each kind: neither says alone whose it is, so that the model has to put a person together

@@ -81,3 +81,12 @@ def test_the_way_to_the_light_commands_imports_nothing_heavy(module: str):
     code = f"import sys, importlib; importlib.import_module({module!r}); print([m for m in {heavy} if m in sys.modules])"
     result = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_every_benchmark_can_be_started():
+    """`make bench` keeps the scripts' own folder out of the path: they know each other by the package's name."""
+    names = sorted(p.stem for p in (ROOT / "tests" / "benchmarks").glob("*.py"))
+    code = f"import importlib\nfor name in {names!r}: importlib.import_module('mlc.tests.benchmarks.' + name)"
+    result = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
+    assert len(names) > 20
+    assert result.returncode == 0, result.stderr
